@@ -1,0 +1,166 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Everything that follows from how many patches a sample has: flat patches, positions, segments.
+
+Pure functions, used by the models, the processors and whoever packs by hand. Conventions, stated once:
+
+* Tokens are in `(t, h, w)` row-major order: frame after frame, row after row, left to right.
+* A flat patch is `(channels, P, P).flatten()`: channel, row, column.
+* What does not fill a patch at the right and bottom edge is dropped, as a strided convolution does.
+* One *segment* is one sample: all frames of a clip attend to each other (`t * h * w` tokens), and no token
+  sees another sample. This is not Qwen-VL's convention, which is one segment per frame.
+"""
+
+import torch
+
+
+# A clip sits in a context of this many frames, whatever number of its frames is sampled.
+TEMPORAL_CONTEXT = 64
+
+
+def patch_view(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Views images as grids of patches, without a copy.
+
+    Args:
+        pixel_values: `(..., channels, height, width)`, any dtype.
+        patch_size: side `P` of a square patch, in pixels.
+
+    Returns:
+        `(..., height // P, width // P, channels, P, P)`.
+
+    Raises:
+        ValueError: if an image is smaller than one patch.
+    """
+    height, width = pixel_values.shape[-2:]
+    rows, columns = height // patch_size, width // patch_size
+    if rows == 0 or columns == 0:
+        raise ValueError(
+            f"pixel_values: images of height {height} and width {width} are smaller than one patch. "
+            f"Pass images of at least {patch_size}x{patch_size} pixels."
+        )
+    pixel_values = pixel_values[..., : rows * patch_size, : columns * patch_size]
+    # (..., C, H, W) -> (..., C, h, P, w, P) -> (..., h, w, C, P, P)
+    patches = pixel_values.unflatten(-1, (columns, patch_size)).unflatten(-3, (rows, patch_size))
+    return patches.movedim((-4, -2), (-5, -4))
+
+
+def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
+    """Cuts images into flat patches: `(..., channels, height, width)` to `(..., tokens, channels * P * P)`.
+
+    Raises:
+        ValueError: if an image is smaller than one patch.
+    """
+    return patch_view(pixel_values, patch_size).flatten(-3).flatten(-3, -2)
+
+
+def temporal_positions(num_frames: int, context: int = TEMPORAL_CONTEXT) -> torch.Tensor:
+    """Positions of `num_frames` uniformly sampled frames in the temporal context.
+
+    Frame `i` of `n` is at `round(i * (context - 1) / (n - 1))`, half to even; a single frame is at 0.
+
+    Returns:
+        `(num_frames,)` int64. For 8 frames: 0, 9, 18, 27, 36, 45, 54, 63.
+
+    Raises:
+        ValueError: if `num_frames` is not positive.
+    """
+    if num_frames < 1:
+        raise ValueError(f"num_frames must be at least 1, found {num_frames}.")
+    steps = torch.arange(num_frames, dtype=torch.float64) * (context - 1) / max(num_frames - 1, 1)
+    return steps.round().clamp(0, context - 1).long()
+
+
+def frame_positions(
+    times: torch.Tensor, rows: int, columns: int, device: torch.device | str | None = None
+) -> torch.Tensor:
+    """`(t, h, w)` of every patch of one sample whose frames are at `times` `(frames,)`.
+
+    Returns:
+        `(frames * rows * columns, 3)` int64.
+    """
+    times = times.to(device=device, dtype=torch.long)
+    heights = torch.arange(rows, device=times.device)
+    widths = torch.arange(columns, device=times.device)
+    grid = torch.meshgrid(times, heights, widths, indexing="ij")
+    return torch.stack(grid, dim=-1).reshape(-1, 3)
+
+
+def grid_positions(
+    grid_thw: torch.Tensor | list, times: list[torch.Tensor | None] | None = None, device=None
+) -> torch.Tensor:
+    """`(t, h, w)` of every patch of a pack.
+
+    Args:
+        grid_thw: `(samples, 3)`, patches along time, height and width.
+        times: per sample `(frames,)`, or `None` for frames at `0 ... t - 1`.
+
+    Returns:
+        `(total_tokens, 3)` int64, samples one after another.
+    """
+    grids = grid_thw.tolist() if isinstance(grid_thw, torch.Tensor) else grid_thw
+    times = times or [None] * len(grids)
+    return torch.cat(
+        [
+            frame_positions(torch.arange(t) if time is None else time, h, w, device)
+            for (t, h, w), time in zip(grids, times, strict=True)
+        ]
+    )
+
+
+def cumulative_lengths(lengths: list[int] | torch.Tensor, device=None) -> torch.Tensor:
+    """Boundaries of segments of the given lengths: `(samples + 1,)` int32, starting at 0 (`cu_seqlens`)."""
+    lengths = torch.as_tensor(lengths, dtype=torch.int32, device=device)
+    return torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+
+
+def check_grid(grid_thw: torch.Tensor) -> list[list[int]]:
+    """Reads a grid on the host and checks it.
+
+    Args:
+        grid_thw: `(samples, 3)` integer tensor. One on an accelerator is copied to the host, which waits for it.
+
+    Returns:
+        The grid as a list of `[t, h, w]`.
+
+    Raises:
+        ValueError: if it is not `(samples, 3)`, not integer, or has an entry below 1.
+    """
+    if grid_thw.ndim != 2 or grid_thw.shape[1] != 3 or grid_thw.shape[0] == 0:
+        raise ValueError(f"grid_thw must have shape (samples, 3), found {tuple(grid_thw.shape)}.")
+    if grid_thw.is_floating_point() or grid_thw.is_complex() or grid_thw.dtype == torch.bool:
+        raise ValueError(f"grid_thw must be an integer tensor, found {grid_thw.dtype}.")
+    grids = grid_thw.tolist()
+    for index, grid in enumerate(grids):
+        if min(grid) < 1:
+            raise ValueError(f"grid_thw[{index}] is {grid}; every entry of (t, h, w) must be at least 1.")
+    return grids
+
+
+def split_features(features, grid_thw) -> list:
+    """Splits packed features back into one array per sample, the inverse of packing.
+
+    Args:
+        features: `(total_tokens, C)` or `(1, total_tokens, C)`; a torch tensor or a numpy array.
+        grid_thw: `(samples, 3)`.
+
+    Returns:
+        One `(t, h, w, C)` per sample, views of `features`.
+
+    Raises:
+        ValueError: if the grid does not add up to the rows.
+    """
+    grids = check_grid(torch.as_tensor(grid_thw))
+    if features.ndim == 3 and features.shape[0] == 1:
+        features = features[0]
+    if features.ndim != 2:
+        raise ValueError(f"features must have shape (total_tokens, channels), found {tuple(features.shape)}.")
+    total = sum(t * h * w for t, h, w in grids)
+    if total != features.shape[0]:
+        raise ValueError(
+            f"grid_thw adds up to {total} tokens, but features has {features.shape[0]} rows. Samples that keep only "
+            "some of their patches cannot be laid out on the grid; split them by cu_seqlens instead."
+        )
+    samples, start = [], 0
+    for t, h, w in grids:
+        samples.append(features[start : start + t * h * w].reshape(t, h, w, -1))
+        start += t * h * w
+    return samples

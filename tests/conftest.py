@@ -1,0 +1,35 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Fixtures that every room of the tests shares."""
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+
+@pytest.fixture(scope="session")
+def conformance() -> Path:
+    """The conformance folder (`golden/`, `media/`), which is not part of the project."""
+    folder = os.environ.get("LLAVA_VIT_CONFORMANCE")
+    if not folder:
+        pytest.skip("LLAVA_VIT_CONFORMANCE does not name the conformance folder")
+    folder = Path(folder)
+    for name in ("golden/expected.npz", "media/1.mp4"):
+        if not (folder / name).is_file():
+            pytest.fail(f"LLAVA_VIT_CONFORMANCE={folder} has no {name}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def other_python() -> str:
+    """The interpreter of an environment with the other transformers major."""
+    python = os.environ.get("LLAVA_VIT_OTHER_PYTHON")
+    if not python:
+        pytest.skip("LLAVA_VIT_OTHER_PYTHON does not name an environment with the other transformers major")
+    return python
