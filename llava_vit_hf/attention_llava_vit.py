@@ -150,7 +150,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out, the reference for the other implementations; scores and softmax in float32.
+    """Attention written out, the reference for the other implementations; scores and softmax in float32 or better.
 
     Args:
         query: `(batch, heads, queries, head_dim)`; `key` and `value` likewise with `keys` rows.
@@ -158,7 +158,8 @@ def eager_attention_forward(
     Returns:
         `(batch, queries, heads, head_dim)` and the weights `(batch, heads, queries, keys)`.
     """
-    scores = torch.matmul(query.float(), key.float().transpose(2, 3)) * scaling
+    precise = torch.promote_types(query.dtype, torch.float32)
+    scores = torch.matmul(query.to(precise), key.to(precise).transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
     weights = nn.functional.softmax(scores, dim=-1).to(value.dtype)

@@ -1,0 +1,168 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""The verification report: `verification.json` and the same as Markdown; and two reports compared."""
+
+import json
+import os
+from pathlib import Path
+
+from conversion.verification import MARKDOWN_FILE, PASS, REPORT_FILE, SCHEMA_VERSION
+
+
+_COLUMNS = "| case | dtype | array | min cosine | mean cosine | max abs | relative error | result |"
+
+
+def write_report(report: dict, folder: Path) -> None:
+    """Writes both forms into `folder`, each beside its place and then renamed."""
+    texts = {REPORT_FILE: json.dumps(report, indent=1) + "\n", MARKDOWN_FILE: markdown_report(report)}
+    for name, text in texts.items():
+        beside = Path(folder) / f".{name}.partial"
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, Path(folder) / name)
+
+
+def read_report(folder: Path) -> dict:
+    """Reads `verification.json` of a folder.
+
+    Raises:
+        ValueError: if it is missing, no JSON object, or of another schema.
+    """
+    path = Path(folder) / REPORT_FILE
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist. Make one with conversion/verify_model.py --write_report.") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}). Make it anew with conversion/verify_model.py.") from error
+    found = report.get("schema_version") if isinstance(report, dict) else type(report).__name__
+    if found != SCHEMA_VERSION:
+        raise ValueError(f"{path}: expected schema_version {SCHEMA_VERSION}, found {found!r}. Make it anew.")
+    return report
+
+
+def markdown_report(report: dict) -> str:
+    """The whole report as Markdown: verdict, cases, controls, environment, hashes."""
+    source, margin = report["source"], report["margin"]
+    lines = [
+        f"# Verification: {report['verdict']}",
+        "",
+        f"The {report['model']['layout']} model in this folder against an independent implementation of the source "
+        f"encoder on the weights of `{source['location']}`, {report['created']}, {report['seconds']} s.",
+        "",
+        *(f"* {note}" for note in report["notes"]),
+        "",
+        "## Cases",
+        "",
+        "Worst sample of each case. float64 and float32 decide; bfloat16 is reported.",
+        "",
+        _COLUMNS,
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case in report["cases"]:
+        lines += case_rows(case)
+    lines += ["", "## Layers", "", "Relative error of each hidden state, float32.", ""]
+    lines += [layer_line(case) for case in report["cases"] if case["dtype"] == "float32" and hidden_states(case)]
+    lines += ["", "## Planted faults", "", "Each was planted in this model and must be told apart.", ""]
+    lines += [
+        "| fault | weights | case | min cosine | max abs | relative error | told apart |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for control in report["controls"]:
+        metrics = control["metrics"]
+        numbers = " | ".join(number(metrics[name]) for name in ("min_cosine", "max_abs", "relative_error"))
+        told = "yes" if control["detected"] else "NO"
+        lines.append(f"| {control['description']} | {control['weights']} | {control['case']} | {numbers} | {told} |")
+    if margin is not None:
+        lines += [
+            "",
+            f"Nearest structural fault: {margin['nearest_control']}, relative error "
+            f"{number(margin['control']['relative_error'])} against {number(margin['model']['relative_error'])} of "
+            "the real model.",
+        ]
+    lines += ["", "## Environment", ""]
+    lines += [f"* {name}: {value}" for name, value in report["environment"].items()]
+    lines += ["", "## SHA-256", "", "| file | sha256 |", "|---|---|"]
+    lines += [f"| {name} | `{value}` |" for name, value in report["model"]["files"].items()]
+    lines += [f"| source {name} | `{value}` |" for name, value in source["sha256"].items()]
+    return "\n".join(lines) + "\n"
+
+
+def case_rows(case: dict) -> list[str]:
+    """Table rows of one case: its arrays but the hidden states, of which the worst stands for all."""
+    arrays = {name: metrics for name, metrics in case["arrays"].items() if name != "hidden_states"}
+    layers = [metrics for metrics in hidden_states(case) if metrics["relative_error"] is not None]
+    if layers:
+        arrays["hidden_states (worst)"] = max(layers, key=lambda metrics: metrics["relative_error"])
+    if not arrays:
+        return [f"| {case['name']} | {case['dtype']} | | | | | | {case['result']} |"]
+    rows = []
+    for name, metrics in arrays.items():
+        columns = ("min_cosine", "mean_cosine", "max_abs", "relative_error")
+        numbers = " | ".join(number(metrics[column]) for column in columns)
+        rows.append(f"| {case['name']} | {case['dtype']} | {name} | {numbers} | {case['result']} |")
+    return rows
+
+
+def layer_line(case: dict) -> str:
+    errors = ", ".join(number(metrics["relative_error"]) for metrics in hidden_states(case))
+    diverging = f" First diverging: {case['first_diverging']}." if case["first_diverging"] else ""
+    return f"* {case['name']}: {errors}.{diverging}"
+
+
+def hidden_states(case: dict) -> list[dict]:
+    return case["arrays"].get("hidden_states", [])
+
+
+def number(value: float | None) -> str:
+    """Cosines with their digits, small numbers in scientific form, NaN and infinity (None in JSON) as a dash."""
+    if value is None:
+        return "-"
+    return f"{value:.8f}" if 0.01 < abs(value) <= 1 else f"{value:.2e}"
+
+
+def failures(report: dict) -> list[str]:
+    """Why a report is not PASS, a line each."""
+    lines = [
+        f"{case['name']} ({case['dtype']}): {'; '.join(case['reasons'][:3])}"
+        + (f" (first diverging: {case['first_diverging']})" if case["first_diverging"] else "")
+        for case in report["cases"]
+        if case["result"] == "FAIL"
+    ]
+    lines += [f"fault {c['name']} was not told apart" for c in report["controls"] if not c["detected"]]
+    return lines
+
+
+def compare_reports(mine: dict, published: dict) -> list[str]:
+    """How a repeated verification differs from the published one; empty if it confirms it.
+
+    Files and source are compared by hash, cases by their inputs and results. Numbers differ between machines, so they
+    are not compared with each other but each with its bounds.
+    """
+    differences = []
+    if mine["verdict"] != published["verdict"]:
+        differences.append(f"the verdict is {mine['verdict']}, published is {published['verdict']}")
+    ours, theirs = mine["model"]["files"], published["model"]["files"]
+    differences += [
+        f"{name}: sha256 is {ours.get(name, 'absent')}, published is {theirs.get(name, 'absent')}"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+    results = {(case["name"], case["dtype"]): case["result"] for case in mine["cases"]}
+    for case in published["cases"]:
+        result = results.get((case["name"], case["dtype"]))
+        if result != case["result"]:
+            differences.append(f"case {case['name']} ({case['dtype']}) is {result}, published is {case['result']}")
+    for name, described in published["inputs"].items():
+        made = mine["inputs"].get(name)
+        if made is not None and made["grids"] == described["grids"] and made["sha256"] != described["sha256"]:
+            differences.append(f"input {name}: sha256 is {made['sha256']}, published is {described['sha256']}")
+    return differences
+
+
+def summary_line(report: dict) -> str:
+    judged = [case for case in report["cases"] if case["result"] != "REPORTED"]
+    passed = sum(case["result"] == PASS for case in judged)
+    told = sum(control["detected"] for control in report["controls"])
+    return (
+        f"verification {report['verdict']}: {passed} of {len(judged)} cases pass, {told} of "
+        f"{len(report['controls'])} planted faults told apart, {report['seconds']} s"
+    )

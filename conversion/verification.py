@@ -1,0 +1,233 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Verifies a converted folder against the oracle on the source's weights, and decides.
+
+The verdict is PASS only if every case keeps to its bounds and every planted fault was told apart; INCONCLUSIVE if the
+model agrees but a fault stays hidden even on peaked weights of the same configuration; FAIL otherwise.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from conversion.checkpoint import Checkpoint, CheckpointError, read_checkpoint, sha256_of_file
+from conversion.infer_config import infer_source_config
+from conversion.peaked_weights import peaked_state_dict
+from conversion.source_encoder import SourceConfig
+
+
+SCHEMA_VERSION = 1
+REPORT_FILE, MARKDOWN_FILE = "verification.json", "VERIFICATION.md"
+# Files of a model folder that are not part of what is verified.
+UNVERIFIED_FILES = (REPORT_FILE, MARKDOWN_FILE, "README.md", ".gitattributes")
+PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
+DEFAULT_TIME_BUDGET = 1800.0
+
+
+class VerificationError(RuntimeError):
+    """The verification could not be carried out, or its verdict is not PASS."""
+
+
+@dataclass(frozen=True)
+class VerificationRequest:
+    """What to verify.
+
+    Attributes:
+        folder: the model folder.
+        weights: the source: file, folder or repo id; None takes the folder's own weights, which checks what its code
+            computes but not the conversion.
+        model_name, num_attention_heads, revision: as given to the conversion.
+        source_config: of the source, where it is known; None tells it from its weights.
+        time_budget: seconds; the biggest pack shrinks to fit.
+    """
+
+    folder: Path
+    weights: str | None = None
+    model_name: str = "auto"
+    num_attention_heads: int | None = None
+    revision: str | None = None
+    source_config: SourceConfig | None = None
+    attn_implementation: str = "sdpa"
+    time_budget: float = DEFAULT_TIME_BUDGET
+
+
+def verify_folder(request: VerificationRequest) -> dict:
+    """Verifies a folder and returns the report (see `conversion/README.md` for its schema).
+
+    Raises:
+        CheckpointError: if the weights of either side cannot be read.
+        VerificationError: if the folder cannot be loaded and run.
+    """
+    started = datetime.now(timezone.utc)
+    weights = request.weights or str(request.folder)
+    source = read_checkpoint(weights, request.revision)
+    config = request.source_config or infer_source_config(source, request.model_name, request.num_attention_heads)
+    converted = read_checkpoint(request.folder)
+    if converted.layout == "source" or converted.config is None:
+        raise CheckpointError(f"{request.folder} is no dense or packing model folder.")
+    (stored_dtype,) = converted.dtypes
+    outcome = run_worker(request, weights, config, stored_dtype)
+    hidden = [control["name"] for control in outcome["controls"] if not control["detected"]]
+    if hidden:
+        decide_on_peaked_weights(request, config, converted.layout, hidden, outcome)
+    report = {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": verdict_of(outcome),
+        "created": started.isoformat(timespec="seconds"),
+        "model": {
+            "layout": converted.layout,
+            "config": converted.config,
+            "files": folder_hashes(request.folder),
+        },
+        "source": describe_source(source, config),
+        "environment": environment(request.attn_implementation),
+        "margin": margin(outcome),
+        **outcome,
+    }
+    report["seconds"] = round((datetime.now(timezone.utc) - started).total_seconds(), 1)
+    return report
+
+
+def run_worker(
+    request: VerificationRequest,
+    weights: str,
+    config: SourceConfig,
+    stored_dtype: torch.dtype,
+    only_controls: list[str] | None = None,
+) -> dict:
+    """Runs `verification_worker.py` in a process of its own and returns what it found.
+
+    Raises:
+        VerificationError: if it fails; its last words are in the message.
+    """
+    job = {
+        "folder": str(Path(request.folder).resolve()),
+        "weights": str(Path(weights).resolve()) if Path(weights).exists() else weights,
+        "revision": request.revision,
+        "source_config": asdict(config),
+        "stored_dtype": str(stored_dtype).removeprefix("torch."),
+        "attn_implementation": request.attn_implementation,
+        "time_budget": request.time_budget,
+        "only_controls": only_controls,
+    }
+    root = Path(__file__).resolve().parents[1]
+    with tempfile.TemporaryDirectory() as scratch:
+        job_file, outcome_file, words = (Path(scratch) / name for name in ("job.json", "outcome.json", "stderr"))
+        job_file.write_text(json.dumps(job), encoding="utf-8")
+        # A cache of its own: transformers 4.57 keeps the code of folders by their last name only.
+        variables = {**os.environ, "HF_MODULES_CACHE": f"{scratch}/modules", "PYTHONPATH": str(root)}
+        command = [sys.executable, "-m", "conversion.verification_worker", str(job_file), str(outcome_file)]
+        process = subprocess.Popen(command, cwd=root, env=variables, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        tail = pass_on(process.stderr)
+        if process.wait() != 0 or not outcome_file.is_file():
+            raise VerificationError(
+                f"{request.folder} could not be loaded and run (exit code {process.returncode}):\n{tail}"
+            )
+        return json.loads(outcome_file.read_text(encoding="utf-8"))
+
+
+def pass_on(stream, lines: int = 20) -> str:
+    """Shows what a process writes (its progress bar) as it comes, and returns the last lines."""
+    written = b""
+    while chunk := stream.read1():
+        written = (written + chunk)[-10_000:]
+        sys.stderr.buffer.write(chunk)
+        sys.stderr.flush()
+    return "\n".join(written.decode(errors="replace").splitlines()[-lines:])
+
+
+def decide_on_peaked_weights(
+    request: VerificationRequest, config: SourceConfig, layout: str, hidden: list[str], outcome: dict
+) -> None:
+    """Tries the faults that these weights hide on peaked random weights of the same configuration.
+
+    The peaked model is converted like the real one and must itself agree with the oracle, case by case.
+    """
+    from conversion.pipeline import ConversionRequest, convert_folder
+
+    with tempfile.TemporaryDirectory() as scratch:
+        weights, folder = Path(scratch) / "peaked.safetensors", Path(scratch) / "peaked_model"
+        safetensors.torch.save_file(peaked_state_dict(config), weights)
+        convert_folder(
+            ConversionRequest(str(weights), layout, folder, num_attention_heads=config.num_attention_heads),
+            source_config=replace(config),
+        )
+        peaked = run_worker(
+            replace(request, folder=folder, revision=None), str(weights), config, torch.float32, only_controls=hidden
+        )
+    found = {control["name"]: control for control in peaked["controls"]}
+    outcome["controls"] = [found.get(control["name"], control) for control in outcome["controls"]]
+    outcome["cases"] += [{**case, "name": f"peaked {case['name']}"} for case in peaked["cases"]]
+    outcome["notes"].append(
+        f"The weights hide {', '.join(hidden)} (attention is too flat), so random weights of the same configuration "
+        "with peaked attention were converted and checked for them."
+    )
+
+
+def verdict_of(outcome: dict) -> str:
+    """PASS, FAIL or INCONCLUSIVE for what the worker found."""
+    judged = [case for case in outcome["cases"] if case["result"] != "REPORTED"]
+    if not judged or any(case["result"] != "PASS" for case in judged):
+        return FAIL
+    hidden = [control for control in outcome["controls"] if not control["detected"]]
+    return INCONCLUSIVE if hidden or not outcome["controls"] else PASS
+
+
+def margin(outcome: dict) -> dict | None:
+    """How far the real model is from the nearest structural fault, by relative error after the last layer."""
+    controls = [
+        control
+        for control in outcome["controls"]
+        if control["kind"] == "structural" and control["metrics"]["relative_error"] is not None
+    ]
+    models = [
+        case["arrays"]["last_hidden_state"]
+        for case in outcome["cases"]
+        if case["dtype"] == "float32"
+        and "last_hidden_state" in case["arrays"]
+        and case["arrays"]["last_hidden_state"]["relative_error"] is not None
+    ]
+    if not controls or not models:
+        return None
+    nearest = min(controls, key=lambda control: control["metrics"]["relative_error"])
+    return {
+        "nearest_control": nearest["name"],
+        "model": max(models, key=lambda metrics: metrics["relative_error"]),
+        "control": nearest["metrics"],
+    }
+
+
+def describe_source(source: Checkpoint, config: SourceConfig) -> dict:
+    return {
+        "location": Path(source.location).name,
+        "layout": source.layout,
+        "sha256": source.sha256(),
+        "config": asdict(config),
+    }
+
+
+def folder_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every verified file of a model folder, by name."""
+    files = sorted(path for path in Path(folder).iterdir() if path.is_file() and path.name not in UNVERIFIED_FILES)
+    return {path.name: sha256_of_file(path) for path in files}
+
+
+def environment(attn_implementation: str) -> dict:
+    packages = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "attn_implementation": attn_implementation,
+    }

@@ -1,0 +1,168 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Inputs of the verification, made by formula, and what they should become, computed apart from the processor.
+
+Like the oracle, this file imports nothing of `llava_vit_hf`: pixels, positions and patches are worked out here again.
+"""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+CONTEXT_FRAMES = 64
+CLIP_FRAMES = 8
+
+
+def rings(height: int, width: int, phase: float) -> np.ndarray:
+    """Coloured rings that move with `phase`: `(height, width, 3)` uint8."""
+    y, x = np.mgrid[:height, :width] / min(height, width)
+    centre_y, centre_x = 0.5 + 0.3 * np.sin(phase), 0.7 + 0.3 * np.cos(phase)
+    radius = np.hypot(y - centre_y, x - centre_x)
+    channels = [np.sin(frequency * radius + phase + shift) for frequency, shift in ((20, 0), (31, 2), (43, 4))]
+    return np.stack([127.5 + 127.5 * channel for channel in channels], axis=-1).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image or clip.
+
+    Attributes:
+        frames: `(T, H, W, 3)` uint8.
+        is_clip: whether it goes in as a video.
+        kept: indices of the patches that are kept, in `(t, h, w)` order of the sampled frames, or None for all.
+    """
+
+    frames: np.ndarray
+    is_clip: bool = False
+    kept: np.ndarray | None = None
+
+    @property
+    def times(self) -> np.ndarray:
+        """Positions of the frames in the 64-frame context, half to even: `(T,)` int64."""
+        frames = len(self.frames)
+        steps = np.arange(frames) * (CONTEXT_FRAMES - 1) / max(frames - 1, 1)
+        return np.rint(steps).astype(np.int64) if self.is_clip else np.zeros(frames, dtype=np.int64)
+
+    def grid(self, patch_size: int) -> tuple[int, int, int]:
+        frames, height, width, _ = self.frames.shape
+        return frames, height // patch_size, width // patch_size
+
+    def positions(self, patch_size: int) -> torch.Tensor:
+        """`(t, h, w)` of every kept patch: `(N, 3)` int64."""
+        _, rows, columns = self.grid(patch_size)
+        grid = [(t, h, w) for t in self.times for h in range(rows) for w in range(columns)]
+        positions = torch.tensor(np.array(grid, dtype=np.int64))
+        return positions if self.kept is None else positions[torch.from_numpy(self.kept)]
+
+    def pixels(self) -> torch.Tensor:
+        """What the processor should make of the frames: normalized `(3, T, H, W)` float32."""
+        return normalize(self.frames).permute(3, 0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Samples that go through the model together; images come before clips."""
+
+    name: str
+    description: str
+    samples: tuple[Sample, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def sha256(self) -> str:
+        """Of the shapes and pixels of all samples."""
+        digest = hashlib.sha256()
+        for sample in self.samples:
+            digest.update(str((sample.frames.shape, sample.is_clip)).encode())
+            digest.update(np.ascontiguousarray(sample.frames).tobytes())
+            digest.update(b"" if sample.kept is None else sample.kept.tobytes())
+        return digest.hexdigest()
+
+    def tokens(self, patch_size: int) -> list[int]:
+        """Patches of each sample, before any are left out."""
+        return [int(np.prod(sample.grid(patch_size))) for sample in self.samples]
+
+
+def normalize(frames: np.ndarray) -> torch.Tensor:
+    """`(..., 3)` uint8 to float32: `(x / 255 - mean) / std`, each step rounded to float32."""
+    pixels = (frames.astype(np.float64) * (1 / 255)).astype(np.float32)
+    return torch.from_numpy((pixels - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32))
+
+
+def clip_preprocessing(image: np.ndarray, side: int) -> torch.Tensor:
+    """CLIP's preprocessing of `(H, W, 3)` uint8: shortest edge to `side`, bicubic, centre crop: `(3, side, side)`."""
+    height, width, _ = image.shape
+    short = min(height, width)
+    size = (int(side * width / short), int(side * height / short))
+    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
+    top, left = (resized.shape[0] - side) // 2, (resized.shape[1] - side) // 2
+    return normalize(resized[top : top + side, left : left + side]).permute(2, 0, 1)
+
+
+def unpack_patches(patches: torch.Tensor, grid: tuple[int, int, int], patch_size: int) -> torch.Tensor:
+    """Flat patches `(t * h * w, 3 * P * P)` back to pixels `(3, t, h * P, w * P)`, patch by patch."""
+    frames, rows, columns = grid
+    pixels = torch.empty(3, frames, rows * patch_size, columns * patch_size, dtype=patches.dtype)
+    blocks = iter(patches.view(-1, 3, patch_size, patch_size))
+    for frame in range(frames):
+        for top in range(0, rows * patch_size, patch_size):
+            for left in range(0, columns * patch_size, patch_size):
+                pixels[:, frame, top : top + patch_size, left : left + patch_size] = next(blocks)
+    return pixels
+
+
+def image_sample(height: int, width: int, phase: float) -> Sample:
+    return Sample(rings(height, width, phase)[None])
+
+
+def clip_sample(height: int, width: int, phase: float, frames: int = CLIP_FRAMES) -> Sample:
+    return Sample(np.stack([rings(height, width, phase + 0.7 * index) for index in range(frames)]), is_clip=True)
+
+
+def sparse(sample: Sample, patch_size: int, seed: int) -> Sample:
+    """The sample with two of every five patches kept, in random order."""
+    total = int(np.prod(sample.grid(patch_size)))
+    kept = np.random.default_rng(seed).permutation(total)[: max(1, 2 * total // 5)]
+    return Sample(sample.frames, sample.is_clip, kept)
+
+
+IMAGE, VIDEO, MIXED, MULTI, NATIVE, PADDED = "image_448", "video_224", "mixed", "multi", "native", "padded"
+
+
+def build_cases(patch_size: int, scale: float = 1.0) -> list[Case]:
+    """All cases for a patch size.
+
+    Args:
+        scale: of the sides of the biggest pack; below 1 the case says so.
+    """
+    sides = {side: max(patch_size, round(side * scale)) for side in (224, 336, 1008, 378, 518)}
+    notes = () if scale == 1.0 else (f"sides of the multi pack scaled by {scale:g} to fit memory and time budget",)
+    clip = clip_sample(224, 224, phase=1.0)
+    return [
+        Case(IMAGE, "one image of 448x448", (image_sample(448, 448, 0.5),)),
+        Case(VIDEO, f"one clip of {CLIP_FRAMES} frames of 224x224 in the 64-frame context", (clip,)),
+        Case(MIXED, "an image and a clip together", (image_sample(224, 336, 2.0), clip_sample(112, 168, 3.0))),
+        Case(
+            NATIVE,
+            "sizes that do not divide by the patch size, and a clip of 5 frames",
+            (image_sample(333, 251, 4.0), image_sample(150, 407, 5.0), clip_sample(121, 215, 6.0, frames=5)),
+        ),
+        Case(
+            PADDED,
+            "two fifths of the patches of a clip, as visible_indices of the padded 64-frame clip",
+            (sparse(clip, patch_size, seed=7),),
+        ),
+        Case(
+            MULTI,
+            "a pack of images of 224, 336 and 1008 and clips of 378 and 518 pixels",
+            (
+                *(image_sample(sides[side], sides[side], side / 100) for side in (224, 336, 1008)),
+                *(clip_sample(sides[side], sides[side], side / 100) for side in (378, 518)),
+            ),
+            notes,
+        ),
+    ]
