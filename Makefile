@@ -1,0 +1,53 @@
+# make demo   convert, verify, extract and compare, on weights and media made here
+# make test   the test suite with transformers 5 and with transformers 4.57
+# Each sets up its own environment below .venv/ on first use. PYTHON names the interpreter to build them with.
+
+PYTHON ?= python3
+VENV := .venv
+NEW := $(VENV)/transformers-5
+OLD := $(VENV)/transformers-4
+DEMO := demo_output
+
+.PHONY: demo test test-new test-old test-slow style check clean
+
+demo: $(NEW)/ready
+	$(NEW)/bin/python conversion/make_demo_inputs.py $(DEMO)
+	$(NEW)/bin/python conversion/convert_llava_vit_to_hf.py auto $(DEMO)/backbone.pt --num_attention_heads 2 \
+	    --output_dir $(DEMO)/dense
+	$(NEW)/bin/python conversion/convert_llava_vit_packing_to_hf.py auto $(DEMO)/backbone.pt --num_attention_heads 2 \
+	    --output_dir $(DEMO)/packing
+	$(NEW)/bin/python examples/extract_features.py --hf_model_path $(DEMO)/dense --packing_model_path $(DEMO)/packing \
+	    --image1 $(DEMO)/1.jpg --image2 $(DEMO)/2.jpg --video1 $(DEMO)/1.mp4 --video2 $(DEMO)/2.mp4 \
+	    --num_frames 8 --output_dir $(DEMO)/features
+	$(NEW)/bin/python examples/verify_features.py --features_dir $(DEMO)/features
+
+test: test-new test-old
+
+test-new: $(NEW)/ready $(OLD)/ready
+	LLAVA_VIT_OTHER_PYTHON=$(abspath $(OLD))/bin/python $(NEW)/bin/python -m pytest -m "not slow"
+
+test-old: $(NEW)/ready $(OLD)/ready
+	LLAVA_VIT_OTHER_PYTHON=$(abspath $(NEW))/bin/python $(OLD)/bin/python -m pytest -m "not slow"
+
+test-slow: $(NEW)/ready $(OLD)/ready
+	LLAVA_VIT_OTHER_PYTHON=$(abspath $(OLD))/bin/python $(NEW)/bin/python -m pytest -m slow
+
+style: $(NEW)/ready
+	$(NEW)/bin/ruff check --fix . && $(NEW)/bin/ruff format .
+
+check: $(NEW)/ready
+	$(NEW)/bin/ruff check . && $(NEW)/bin/ruff format --check .
+
+clean:
+	rm -rf $(VENV) $(DEMO)
+
+$(NEW)/ready: TRANSFORMERS := transformers>=5,<6
+$(OLD)/ready: TRANSFORMERS := transformers>=4.57,<5
+# torch first and pinned: a range would let another package replace it by a build for another device.
+$(NEW)/ready $(OLD)/ready: requirements.txt requirements-dev.txt constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt torch
+	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt "$(TRANSFORMERS)" \
+	    -r requirements.txt -r requirements-dev.txt
+	touch $@
