@@ -30,6 +30,7 @@ class LlavaViTConfig(PretrainedConfig):
         use_head: whether the model has the attention pooling head (`pooler_output`).
         attention_dropout: dropout of the attention weights during training.
         initializer_range: standard deviation of newly initialised weights.
+        chunk_size_feed_forward: tokens that an encoder layer's MLP takes at a time, for less memory; 0 for all.
 
     Raises:
         ValueError: for values that no model can be built from; the message names the field.
@@ -54,6 +55,7 @@ class LlavaViTConfig(PretrainedConfig):
         use_head: bool = True,
         attention_dropout: float = 0.0,
         initializer_range: float = 0.02,
+        chunk_size_feed_forward: int = 0,
         **kwargs,
     ):
         self.hidden_size = hidden_size
@@ -71,8 +73,9 @@ class LlavaViTConfig(PretrainedConfig):
         self.use_head = use_head
         self.attention_dropout = attention_dropout
         self.initializer_range = initializer_range
+        self.chunk_size_feed_forward = chunk_size_feed_forward
         check_llava_vit_config(self)
-        super().__init__(**kwargs)
+        super().__init__(chunk_size_feed_forward=chunk_size_feed_forward, **kwargs)
 
 
 class LlavaViTPackingConfig(LlavaViTConfig):
@@ -121,5 +124,8 @@ def check_llava_vit_config(config: LlavaViTConfig) -> None:
         value = getattr(config, name)
         if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
             raise ValueError(f"{name} must be a positive number, found {value!r}.")
+    chunk = config.chunk_size_feed_forward
+    if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 0:
+        raise ValueError(f"chunk_size_feed_forward must be an integer of at least 0, found {chunk!r}.")
     if not 0.0 <= config.attention_dropout < 1.0:
         raise ValueError(f"attention_dropout must be in [0, 1), found {config.attention_dropout!r}.")

@@ -37,10 +37,9 @@ def patch_view(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
             f"pixel_values: images of height {height} and width {width} are smaller than one patch. "
             f"Pass images of at least {patch_size}x{patch_size} pixels."
         )
-    pixel_values = pixel_values[..., : rows * patch_size, : columns * patch_size]
-    # (..., C, H, W) -> (..., C, h, P, w, P) -> (..., h, w, C, P, P)
-    patches = pixel_values.unflatten(-1, (columns, patch_size)).unflatten(-3, (rows, patch_size))
-    return patches.movedim((-4, -2), (-5, -4))
+    # (..., C, H, W) -> (..., C, h, w, P, P) -> (..., h, w, C, P, P)
+    patches = pixel_values.unfold(-2, patch_size, patch_size).unfold(-2, patch_size, patch_size)
+    return patches.movedim(-5, -3)
 
 
 def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:

@@ -15,9 +15,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
-from .attention_llava_vit import LlavaViTAttention, LlavaViTPoolingAttention, Segments, rotary_embedding
+from .attention_llava_vit import LlavaViTAttention, LlavaViTPoolingAttention
 from .configuration_llava_vit import LlavaViTConfig
 from .grid_llava_vit import frame_positions, patch_view
+from .rotary_llava_vit import rotary_embedding
+from .segments_llava_vit import Segments
 
 
 logger = logging.get_logger(__name__)
@@ -65,6 +67,13 @@ class LlavaViTLayer(GradientCheckpointingLayer):
         self.self_attn = self.attention_class(config)
         self.layer_norm2 = build_norm(config)
         self.mlp = LlavaViTMLP(config)
+        self.chunk_size = config.chunk_size_feed_forward
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The MLP, on `chunk_size_feed_forward` tokens at a time where that is set."""
+        if self.chunk_size == 0:
+            return self.mlp(hidden_states)
+        return torch.cat([self.mlp(chunk) for chunk in hidden_states.split(self.chunk_size, dim=-2)], dim=-2)
 
     def forward(
         self,
@@ -75,7 +84,7 @@ class LlavaViTLayer(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         attended, weights = self.self_attn(self.layer_norm1(hidden_states), rotary, segments, implementation)
         hidden_states = hidden_states + attended
-        return hidden_states + self.mlp(self.layer_norm2(hidden_states)), weights
+        return hidden_states + self.feed_forward(self.layer_norm2(hidden_states)), weights
 
 
 class LlavaViTEncoder(nn.Module):
@@ -105,9 +114,9 @@ class LlavaViTEncoder(nn.Module):
         states, attentions = {}, [] if output_attentions else None
         for index in range(num_layers + 1):
             if index in kept:
-                # What is handed out is what the next layer reads, so that gradients can be retained on it.
+                # What is handed out is what comes next reads, so that gradients can be retained on it.
                 states[index] = segments.restore(hidden_states)
-                hidden_states = segments.sort(states[index]) if index < num_layers else hidden_states
+                hidden_states = segments.sort(states[index])
             if index < num_layers:
                 hidden_states, weights = self.layers[index](hidden_states, rotary, segments, implementation)
                 if output_attentions:
@@ -222,7 +231,8 @@ class LlavaViTPreTrainedModel(PreTrainedModel):
             complete = "pooler" in wanted
             wanted = [index for index in wanted if index != "pooler"]
         head_dim = self.config.hidden_size // self.config.num_attention_heads
-        rotary = rotary_embedding(segments.sort(positions), head_dim, self.config.rope_theta)
+        precise = torch.promote_types(embeddings.dtype, torch.float32)
+        rotary = rotary_embedding(segments.sort(positions), head_dim, self.config.rope_theta, precise)
         hidden_states, states, attentions = self.encoder(
             self.layernorm_pre(segments.sort(embeddings)),
             rotary,

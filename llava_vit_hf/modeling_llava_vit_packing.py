@@ -7,10 +7,12 @@ import torch
 from torch import nn
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from .attention_llava_vit import LlavaViTPackingAttention, Segments, needs_only_boundaries
+from .attention_llava_vit import LlavaViTPackingAttention
 from .configuration_llava_vit import LlavaViTPackingConfig
 from .grid_llava_vit import check_grid, grid_positions
 from .modeling_llava_vit import LlavaViTLayer, LlavaViTPatchProjection, LlavaViTPreTrainedModel
+from .rotary_llava_vit import rotary_embedding  # noqa: F401  transformers 4 ships only what is imported here
+from .segments_llava_vit import Segments, needs_only_boundaries
 
 
 class LlavaViTPackingLayer(LlavaViTLayer):
@@ -165,15 +167,16 @@ def sample_lengths(
                 f"cu_seqlens has {cu_seqlens.shape[0]} boundaries for the {grid_thw.shape[0]} samples of grid_thw; "
                 f"expected {grid_thw.shape[0] + 1}."
             )
-        if cu_seqlens.device.type == "cpu":
+        if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
             lengths = cu_seqlens.diff().tolist()
             if cu_seqlens[0] != 0 or cu_seqlens[-1] != rows or min(lengths) < 1:
                 raise ValueError(
                     f"cu_seqlens must rise from 0 to the {rows} rows of pixel_values, with at least one row a sample, "
                     f"found {_shorten(cu_seqlens.tolist())}."
                 )
-    # Reading a grid on an accelerator waits for it, so it is only done where nothing else tells.
-    if grid_thw is None or (grid_thw.device.type != "cpu" and cu_seqlens is not None and patch_positions is not None):
+    # Reading a grid on an accelerator waits for it, and a compiler cannot: only where nothing else tells.
+    unread = torch.compiler.is_compiling() or (grid_thw is not None and grid_thw.device.type != "cpu")
+    if grid_thw is None or (unread and cu_seqlens is not None and patch_positions is not None):
         return lengths
     grid_lengths = [t * h * w for t, h, w in check_grid(grid_thw)]
     total = sum(grid_lengths)

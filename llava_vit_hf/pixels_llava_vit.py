@@ -1,0 +1,242 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""From whatever a user calls an image to RGB pixels, and from those to normalized float32.
+
+Pixels stay `uint8` until the very last step: rescaling and normalizing maps each of 256 values of each of 3 channels
+to one float32, so a table made by transformers' own functions gives their bits at a fraction of the cost.
+"""
+
+import struct
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+import torch
+from transformers.image_transforms import center_crop, get_resize_output_image_size, normalize, rescale, resize
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, load_image
+
+
+# What Pillow raises for damaged files of the formats it reads.
+DAMAGED_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
+
+
+def open_image(image: Any, name: str) -> Any:
+    """Opens a path or URL; anything else is returned as it is. A file's pixels are not decoded yet.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a readable image, or larger than Pillow's limit against decompression bombs.
+    """
+    if not isinstance(image, str | Path):
+        return image
+    if str(image).startswith(("http://", "https://", "data:image/")):
+        return load_image(str(image))
+    path = Path(image)
+    if path.is_dir():
+        raise ValueError(f"{name}: {path} is a folder. Pass a folder of frames as a video.")
+    if not path.exists():
+        raise FileNotFoundError(f"{name}: there is no file {path}.")
+    limit = PIL.Image.MAX_IMAGE_PIXELS
+    try:
+        opened = PIL.Image.open(path)
+    except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
+        raise ValueError(f"{name}: {path} is too large to be opened safely: {error}") from error
+    except DAMAGED_IMAGE_ERRORS as error:
+        raise ValueError(f"{name}: {path} cannot be read as an image: {error}") from error
+    # Between one and two times its limit Pillow only warns.
+    if limit is not None and opened.width * opened.height > limit:
+        raise ValueError(
+            f"{name}: {path} has {opened.width}x{opened.height} pixels, more than Pillow's limit of {limit} against "
+            "decompression bombs. Raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
+        )
+    return opened
+
+
+def channel_format(array: np.ndarray | torch.Tensor, name: str, input_data_format: str | None) -> ChannelDimension:
+    """Where the channels of an array `(..., H, W, C)` or `(..., C, H, W)` are; `C` is 1, 3 or 4."""
+    if input_data_format is not None:
+        return ChannelDimension(input_data_format)
+    try:
+        return infer_channel_dimension_format(array, num_channels=(1, 3, 4))
+    except ValueError as error:
+        raise ValueError(
+            f"{name}: an array of shape {tuple(array.shape)} has no axis of 1, 3 or 4 channels; expected (H, W), "
+            "(H, W, C) or (C, H, W)."
+        ) from error
+
+
+def image_size(image: Any, name: str, input_data_format: str | None = None) -> tuple[int, int]:
+    """`(height, width)` of a PIL image or an array, without decoding it.
+
+    Raises:
+        TypeError: if it is no image.
+        ValueError: if its shape is not an image's.
+    """
+    if isinstance(image, PIL.Image.Image):
+        return image.height, image.width
+    if not isinstance(image, np.ndarray | torch.Tensor):
+        raise TypeError(
+            f"{name}: found {type(image).__name__}; expected a PIL image, a numpy array, a torch tensor or a path."
+        )
+    if image.ndim == 2:
+        height, width = image.shape
+    elif image.ndim == 3:
+        last = channel_format(image, name, input_data_format) == ChannelDimension.LAST
+        height, width = image.shape[:2] if last else image.shape[1:]
+    else:
+        raise ValueError(f"{name}: an image has 2 or 3 dimensions, found shape {tuple(image.shape)}.")
+    if height == 0 or width == 0:
+        raise ValueError(f"{name}: an image of shape {tuple(image.shape)} has no pixels.")
+    return height, width
+
+
+def to_rgb(image: Any, name: str, settings: Any, upright: bool = False) -> PIL.Image.Image | np.ndarray:
+    """Decodes and converts one image.
+
+    Alpha is dropped. 16-bit grey is scaled to 8 bit (Pillow's own conversion would clip it to white).
+
+    Args:
+        image: PIL image, or array `(H, W)`, `(H, W, C)` or `(C, H, W)`.
+        upright: apply the EXIF orientation, in place.
+
+    Returns:
+        A PIL image of mode RGB, or an array `(H, W, 3)` of uint8, float32 or float64.
+
+    Raises:
+        ValueError: if the file is damaged, the mode unknown, or the values outside what the settings say.
+    """
+    if isinstance(image, PIL.Image.Image):
+        try:
+            if upright:
+                PIL.ImageOps.exif_transpose(image, in_place=True)
+            if image.mode == "RGB":
+                image.load()
+                return image
+            if not settings.do_convert_rgb:
+                raise ValueError(f"mode {image.mode} is not RGB and do_convert_rgb is False")
+            if image.mode != "F" and not image.mode.startswith("I"):
+                return image.convert("RGB")
+            # Pillow reads 16-bit PNG as mode I in some versions; PNG has no 32-bit grey.
+            sixteen_bit = image.mode == "I" and image.format == "PNG"
+            image = np.array(image).astype(np.uint16) if sixteen_bit else np.array(image)
+        except DAMAGED_IMAGE_ERRORS as error:
+            raise ValueError(f"{name}: the image cannot be decoded to RGB: {error}") from error
+    elif isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.dtype in (torch.bfloat16, torch.float16) else image).numpy()
+    image_size(image, name, settings.input_data_format)
+    if image.ndim == 2:
+        image = image[..., None]
+    elif channel_format(image, name, settings.input_data_format) == ChannelDimension.FIRST:
+        image = np.moveaxis(image, 0, -1)
+    image = _eight_bit(image, name)
+    if image.dtype != np.uint8 and settings.do_rescale:
+        _check_float_range(image, name)
+    return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
+
+
+def _eight_bit(array: np.ndarray, name: str) -> np.ndarray:
+    """Integers as uint8; floats stay floats of at least 32 bits."""
+    if array.dtype == np.uint8 or array.dtype in (np.float32, np.float64):
+        return array
+    if array.dtype == np.float16:
+        return array.astype(np.float32)
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * 255
+    if array.dtype.kind == "u" and array.dtype.itemsize == 2:
+        return ((array.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{name}: pixels of dtype {array.dtype} are not supported; expected integers or floats.")
+    low, high = array.min(), array.max()
+    if low < 0 or high > 255:
+        raise ValueError(f"{name}: {array.dtype} pixels must lie in 0...255, found {low}...{high}. Scale them first.")
+    return array.astype(np.uint8)
+
+
+def _check_float_range(array: np.ndarray, name: str) -> None:
+    low, high = float(array.min()), float(array.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(f"{name}: the pixels contain NaN or infinity.")
+    # A black image is black on either scale.
+    if low < 0 or 0 < high <= 1:
+        raise ValueError(
+            f"{name}: float pixels lie in {low:.4g}...{high:.4g}, but do_rescale=True divides 0...255 by 255. Pass "
+            "do_rescale=False for pixels in 0...1, and also do_normalize=False for already normalized ones."
+        )
+    if high > 255:
+        raise ValueError(f"{name}: float pixels must lie in 0...255, found {low:.4g}...{high:.4g}.")
+
+
+def resize_and_crop(image: PIL.Image.Image | np.ndarray, settings: Any) -> np.ndarray:
+    """CLIP's resize and centre crop on an RGB image, by transformers' own functions: `(H, W, 3)`."""
+    layout = ChannelDimension.LAST
+    if settings.do_resize:
+        size = (settings.size.get("height"), settings.size.get("width"))
+        if "shortest_edge" in settings.size:
+            height, width = image_size(image, "image", layout)
+            # Only the shape is read, so nothing is decoded or copied for it.
+            shape = np.broadcast_to(np.uint8(0), (height, width, 3))
+            size = get_resize_output_image_size(
+                shape, settings.size["shortest_edge"], default_to_square=False, input_data_format=layout
+            )
+        image = resize(image, size, resample=settings.resample, input_data_format=layout)
+    array = np.array(image) if isinstance(image, PIL.Image.Image) else image
+    if settings.do_center_crop:
+        crop = (settings.crop_size["height"], settings.crop_size["width"])
+        array = center_crop(array, crop, input_data_format=layout)
+    return array
+
+
+def to_frame(image: PIL.Image.Image | np.ndarray, settings: Any) -> torch.Tensor:
+    """One RGB image as `(3, H, W)`: raw uint8, or rescaled and normalized float32 if it came as floats."""
+    if not settings.native_resolution:
+        array = resize_and_crop(image, settings)
+    else:
+        array = np.array(image) if isinstance(image, PIL.Image.Image) else image
+        rows, columns = array.shape[0] // settings.patch_size, array.shape[1] // settings.patch_size
+        array = array[: rows * settings.patch_size, : columns * settings.patch_size]
+    if array.dtype != np.uint8:
+        array = _rescale_and_normalize(
+            array, settings.do_rescale, settings.rescale_factor, settings.do_normalize, *_statistics(settings)
+        ).astype(np.float32)
+    # torch takes no negative strides, and warns about arrays it may not write to.
+    if not array.flags.writeable or min(array.strides) < 0:
+        array = array.copy()
+    return torch.from_numpy(array).permute(2, 0, 1)
+
+
+def _statistics(settings: Any) -> tuple[tuple | float, tuple | float]:
+    values = (settings.image_mean, settings.image_std)
+    return tuple(tuple(value) if isinstance(value, list | tuple) else value for value in values)
+
+
+def _rescale_and_normalize(array, do_rescale, factor, do_normalize, mean, std) -> np.ndarray:
+    if do_rescale:
+        array = rescale(array, factor, input_data_format=ChannelDimension.LAST)
+    if do_normalize:
+        array = normalize(array, mean, std, input_data_format=ChannelDimension.LAST)
+    return array
+
+
+@lru_cache(maxsize=16)
+def _pixel_table(do_rescale, factor, do_normalize, mean, std) -> torch.Tensor:
+    values = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=-1)
+    table = _rescale_and_normalize(values, do_rescale, factor, do_normalize, mean, std)
+    return torch.from_numpy(table[0].T.astype(np.float32).copy())
+
+
+def pixel_table(settings: Any) -> torch.Tensor:
+    """`(3, 256)` float32: what each uint8 value of each channel becomes."""
+    return _pixel_table(settings.do_rescale, settings.rescale_factor, settings.do_normalize, *_statistics(settings))
+
+
+def write_pixels(out: torch.Tensor, frame: torch.Tensor, table: torch.Tensor) -> None:
+    """Writes a frame `(3, ...)` as `to_frame` gives it into `out` `(3, ...)` float32."""
+    if frame.dtype != torch.uint8:
+        out.copy_(frame)
+        return
+    for channel, values in enumerate(frame):
+        pixels = table[channel].index_select(0, values.reshape(-1).int())
+        out[channel] = pixels.view(values.shape)

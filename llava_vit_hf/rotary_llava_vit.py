@@ -1,0 +1,62 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""The 3D rotary embedding, which is not quite the textbook one."""
+
+import torch
+
+
+def rotary_embedding(
+    positions: torch.Tensor, head_dim: int, theta: float, dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The 3D rotary embedding of tokens at `positions`, for `apply_rotary`.
+
+    Half of a head's channels is split t:h:w = 4:6:6; per axis of `n` channels the frequencies are
+    `theta ** (-arange(n) / n)`. They are made here from the config, in float32 whatever the model's dtype: a buffer
+    would come back as uninitialised memory from a meta-device load and would lose its precision in `.to(bfloat16)`.
+
+    Args:
+        positions: `(tokens, 3)` integer `(t, h, w)`.
+        dtype: what `apply_rotary` computes in, float32 or float64.
+
+    Returns:
+        Cosines and sines, `(tokens, 1, head_dim)` each. In eager mode they are two complex tensors
+        `(tokens, 1, head_dim / 2)` instead, which turn a pair of channels in one product.
+    """
+    axes = []
+    for axis, share in enumerate((4, 6, 6)):
+        channels = head_dim // 2 * share // 16
+        steps = torch.arange(channels, dtype=torch.float32, device=positions.device)
+        axes.append(positions[:, axis, None].float() * (1.0 / theta ** (steps / channels)))
+    # Half-duplicated angles with a rotation of neighbouring pairs (see `apply_rotary`) is not the textbook rotary
+    # embedding, in which one of the two differs, but it is what the weights were trained with.
+    angles = torch.cat(axes * 2, dim=-1)[:, None]
+    cosines, sines = angles.cos().to(dtype), angles.sin().to(dtype)
+    # Compilers fuse the real form and know no complex numbers; eagerly the complex form is several times faster.
+    if torch.compiler.is_compiling() or positions.device.type not in ("cpu", "cuda"):
+        return cosines, sines
+    (cosine0, cosine1), (sine0, sine1) = (x.unflatten(-1, (-1, 2)).unbind(-1) for x in (cosines, sines))
+    return (
+        torch.complex((cosine0 + cosine1) / 2, (sine0 + sine1) / 2),
+        torch.complex((cosine0 - cosine1) / 2, (sine1 - sine0) / 2),
+    )
+
+
+def apply_rotary(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
+    """Rotates neighbouring pairs of channels: `(x0, x1) -> (x0 cos0 - x1 sin0, x1 cos1 + x0 sin1)`.
+
+    The two angles of a pair differ, so with `z = x0 + i x1` this is not a product but `a z + b conj(z)`, where
+    `2 a = cos0 + cos1 + i (sin0 + sin1)` and `2 b = cos0 - cos1 + i (sin1 - sin0)`.
+
+    Args:
+        states: queries or keys, `(tokens, heads, head_dim)`.
+        cosines, sines: from `rotary_embedding`; in complex form `a` and `b`.
+
+    Returns:
+        `(tokens, heads, head_dim)` in the dtype of `states`, computed in float32 or float64.
+    """
+    if cosines.is_complex():
+        pairs = torch.view_as_complex(states.to(cosines.real.dtype).unflatten(-1, (-1, 2)))
+        rotated = torch.addcmul(pairs * cosines, pairs.conj(), sines)
+        return torch.view_as_real(rotated).flatten(-2).to(states.dtype)
+    first, second = states.unflatten(-1, (-1, 2)).unbind(-1)
+    rotated = torch.stack((-second, first), dim=-1).flatten(-2)
+    return (states * cosines + rotated * sines).to(states.dtype)

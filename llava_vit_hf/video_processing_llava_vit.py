@@ -1,0 +1,186 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Video part of the LLaVA-ViT processor: every kind of video to sampled frames at their temporal positions.
+
+A plain class that the processor builds: without torchvision neither transformers 4.57 nor 5.x accepts a video
+processor as a component.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from transformers.image_processing_utils import BatchFeature
+
+from .collation_llava_vit import Sample, collate, select
+from .decoding_llava_vit import BACKENDS, FRAME_SUFFIXES, SizeCheck, decode_file, sample_frame_indices
+from .grid_llava_vit import temporal_positions
+from .image_processing_llava_vit import LlavaViTImageProcessor, check_size
+from .pixels_llava_vit import channel_format, image_size, open_image, to_frame, to_rgb
+
+
+# What `to_rgb` reads when frames are decoded without a processor.
+PLAIN_SETTINGS = SimpleNamespace(do_convert_rgb=True, do_rescale=False, input_data_format=None)
+
+
+def decode_video(
+    video: Any,
+    num_frames: int | str = 8,
+    backend: str | None = None,
+    check: SizeCheck | None = None,
+    settings: Any = PLAIN_SETTINGS,
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """Samples frames of one video.
+
+    Args:
+        video: path of a file, path of a folder of frames (images in natural order of their names), a list of frames
+            (PIL, arrays, tensors, paths), or an array or tensor `(T, H, W, C)` or `(T, C, H, W)`.
+        num_frames: how many, or `"all"`.
+        backend: for files: `"decord"`, `"pyav"`, `"torchcodec"` or `"opencv"`. `None`: decord where it is installed,
+            and PyAV otherwise and for files that decord cannot read, or in which its seeking would miss frames (open
+            GOPs, edit lists, containers without an index).
+        check: called with (sampled frames, height, width) before they are decoded; may raise.
+        settings: how given frames are read, as from `LlavaViTImageProcessor.settings`.
+
+    Returns:
+        Frames `(T, H, W, 3)`, uint8 (float if floats were given), upright as the file's rotation says; and metadata:
+        `frame_indices`, `timestamps` (seconds, `None` if unknown), `decoder`, `fps`, `total_frames`, `height`,
+        `width`, `source`; where PyAV had to step in for decord, the reason as `decoder_fallback`; for a damaged file
+        `undecodable_frames`, how many were left out.
+
+    Raises:
+        FileNotFoundError: for a missing file.
+        ValueError: for a video without frames, an unreadable file, frames of unequal size, an unknown backend.
+    """
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"video_backend must be one of {', '.join(BACKENDS)} or None, found {backend!r}.")
+    source = None
+    if isinstance(video, str | Path):
+        source = str(video)
+        path = Path(video)
+        if not path.exists():
+            raise FileNotFoundError(f"videos: there is no file or folder {path}.")
+        if path.is_file():
+            frames, metadata = decode_file(path, num_frames, backend, check)
+        else:
+            frames, metadata = _read_frames(_frame_files(path), num_frames, check, f"videos: {path}", settings)
+    else:
+        frames, metadata = _read_frames(video, num_frames, check, "videos", settings)
+    return frames, {**metadata, "height": frames.shape[1], "width": frames.shape[2], "source": source}
+
+
+def _frame_files(folder: Path) -> list[Path]:
+    files = [path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
+    if not files:
+        raise ValueError(f"videos: the folder {folder} has no frames; expected images ({', '.join(FRAME_SUFFIXES)}).")
+    return sorted(files, key=_natural_order)
+
+
+def _natural_order(path: Path) -> list[str | int]:
+    # frame10 comes after frame9; split leaves the numbers at the odd places.
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", path.name))]
+
+
+def _read_frames(video, num_frames, check, name, settings) -> tuple[np.ndarray, dict[str, Any]]:
+    if not isinstance(video, list | tuple | np.ndarray | torch.Tensor):
+        raise TypeError(f"{name}: found {type(video).__name__}; expected a path, a list of frames or an array.")
+    if isinstance(video, np.ndarray | torch.Tensor):
+        if video.ndim != 4:
+            raise ValueError(f"{name}: a video array is (T, H, W, C) or (T, C, H, W), found {tuple(video.shape)}.")
+        layout = channel_format(video, name, settings.input_data_format)
+        settings = SimpleNamespace(**{**vars(settings), "input_data_format": layout})
+    if len(video) == 0:
+        raise ValueError(f"{name}: the video has no frames.")
+    indices = sample_frame_indices(len(video), num_frames).tolist()
+    frames = {}
+    for index in dict.fromkeys(indices):
+        label = f"{name}, frame {index}"
+        opened = open_image(video[index], label)
+        if check is not None and not frames:
+            check(len(indices), *image_size(opened, label, settings.input_data_format))
+        frames[index] = np.asarray(to_rgb(opened, label, settings, upright=opened is not video[index]))
+    sizes = {f"{frame.shape[1]}x{frame.shape[0]}" for frame in frames.values()}
+    if len(sizes) > 1:
+        raise ValueError(f"{name}: all frames must have one size, found (width x height) {', '.join(sorted(sizes))}.")
+    metadata = {"frame_indices": indices, "timestamps": None, "decoder": "frames", "fps": None}
+    return np.stack([frames[index] for index in indices]), {**metadata, "total_frames": len(video)}
+
+
+class LlavaViTVideoProcessor:
+    """Turns videos into model inputs, with the settings of an image processor.
+
+    Args:
+        image_processor: supplies `num_frames`, `temporal_context` and how frames are resized and normalized.
+    """
+
+    def __init__(self, image_processor: LlavaViTImageProcessor):
+        self.image_processor = image_processor
+
+    def __call__(
+        self,
+        videos: Any,
+        video_backend: str | None = None,
+        return_metadata: bool = False,
+        return_tensors: str | None = "pt",
+        keep: Any = None,
+        scores: Any = None,
+        top_k: int | Sequence[int] | None = None,
+        **kwargs,
+    ) -> BatchFeature:
+        """As `LlavaViTProcessor.__call__` with videos only."""
+        settings = self.image_processor.settings(**kwargs)
+        samples = select(self.prepare(videos, settings, video_backend), settings, keep, scores, top_k)
+        return collate(samples, settings, return_tensors, return_metadata)
+
+    def prepare(self, videos, settings: SimpleNamespace, video_backend: str | None = None) -> list[Sample]:
+        """One `Sample` per video; its pixels are not yet normalized."""
+        return [self._sample(video, settings, video_backend) for video in split_videos(videos)]
+
+    def _sample(self, video, settings: SimpleNamespace, video_backend: str | None) -> Sample:
+        name = f"videos ({video})" if isinstance(video, str | Path) else "videos"
+
+        def check(frames: int, height: int, width: int) -> None:
+            if settings.native_resolution:
+                check_size(name, frames, height, width, settings)
+
+        arrays, metadata = decode_video(video, settings.num_frames, video_backend, check, settings)
+        frames = [to_frame(array, settings) for array in arrays]
+        check_size(name, len(frames), *frames[0].shape[-2:], settings)
+        times = temporal_positions(len(frames), settings.temporal_context)
+        return Sample(frames, times, {"kind": "video", **metadata})
+
+
+def _is_frame(item: Any) -> bool:
+    if isinstance(item, str | Path):
+        return Path(item).suffix.lower() in FRAME_SUFFIXES and not Path(item).is_dir()
+    if isinstance(item, PIL.Image.Image):
+        return True
+    return isinstance(item, np.ndarray | torch.Tensor) and item.ndim in (2, 3)
+
+
+def split_videos(videos: Any) -> list[Any]:
+    """A list of videos from one video or several: a list of frames is one video, an array of 5 dimensions several.
+
+    Raises:
+        ValueError: for a single image, an empty list, or frames and videos in one list.
+    """
+    if isinstance(videos, str | Path):
+        return [videos]
+    if isinstance(videos, np.ndarray | torch.Tensor) and videos.ndim == 5:
+        return list(videos)
+    if _is_frame(videos):
+        raise ValueError("videos: found a single image. Pass it as images=, or a list of frames.")
+    if not isinstance(videos, list | tuple):
+        return [videos]
+    if len(videos) == 0:
+        raise ValueError("videos: the list is empty; expected a video, or frames.")
+    frames = [_is_frame(item) for item in videos]
+    if all(frames):
+        return [list(videos)]
+    if any(frames):
+        raise ValueError("videos: the list mixes single frames and videos; pass each video as its own list of frames.")
+    return [video for item in videos for video in ([item] if isinstance(item, list | tuple) else split_videos(item))]

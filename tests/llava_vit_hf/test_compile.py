@@ -1,0 +1,135 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""torch.compile without graph breaks or recompiles, torch.export and ONNX."""
+
+import shutil
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from llava_vit_hf.grid_llava_vit import cumulative_lengths, grid_positions
+from tests.models import as_packing, dense_model, random_pixels
+
+
+needs_compiler = pytest.mark.skipif(
+    shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler"
+)
+PACKS = [
+    [(1, 8, 6), (1, 3, 3), (4, 5, 4)],
+    [(1, 7, 6), (1, 2, 3), (3, 5, 4)],
+    [(1, 4, 4), (1, 4, 4), (2, 4, 4)],
+    [(3, 2, 9), (1, 10, 7), (1, 1, 5)],
+]
+
+
+@pytest.fixture
+def graphs():
+    """Counts the graphs that are compiled."""
+    torch._dynamo.reset()
+    counters.clear()
+    yield lambda: counters["stats"]["unique_graphs"]
+    torch._dynamo.reset()
+
+
+def bookkept(grids, seed=0):
+    """A pack with all of the processor's bookkeeping."""
+    lengths = [t * h * w for t, h, w in grids]
+    return {
+        "pixel_values": random_pixels(sum(lengths), 48, seed=seed),
+        "grid_thw": torch.tensor(grids),
+        "patch_positions": grid_positions(grids),
+        "cu_seqlens": cumulative_lengths(lengths),
+        "max_seqlen": max(lengths),
+    }
+
+
+@needs_compiler
+@torch.no_grad()
+def test_packing_compiles_once_for_all_sizes(graphs):
+    packing = as_packing(dense_model())
+    compiled = torch.compile(packing, fullgraph=True, dynamic=True)
+    for seed, grids in enumerate(PACKS):
+        inputs = bookkept(grids, seed)
+        output, expected = compiled(**inputs), packing(**inputs)
+        torch.testing.assert_close(output.last_hidden_state, expected.last_hidden_state, rtol=0, atol=2e-4)
+        torch.testing.assert_close(output.pooler_output, expected.pooler_output, rtol=0, atol=2e-4)
+        assert graphs() == 1
+
+
+@needs_compiler
+def test_packing_compiles_for_training(graphs):
+    packing = as_packing(dense_model())
+    inputs = bookkept(PACKS[0])
+    torch.compile(packing, fullgraph=True, dynamic=True)(**inputs).pooler_output.square().sum().backward()
+    compiled = {name: parameter.grad.clone() for name, parameter in packing.named_parameters()}
+    packing.zero_grad()
+    packing(**inputs).pooler_output.square().sum().backward()
+    for name, parameter in packing.named_parameters():
+        scale = parameter.grad.abs().max().item()
+        torch.testing.assert_close(compiled[name], parameter.grad, rtol=0, atol=1e-3 * scale, msg=name)
+
+
+@needs_compiler
+@torch.no_grad()
+def test_dense_compiles_once_for_all_sizes(graphs):
+    dense = dense_model()
+    compiled = torch.compile(dense, fullgraph=True, dynamic=True)
+    for shape in ((2, 3, 32, 24), (3, 3, 16, 28), (5, 3, 40, 12)):
+        pixels = random_pixels(*shape)
+        expected = dense(pixels).last_hidden_state
+        torch.testing.assert_close(compiled(pixels).last_hidden_state, expected, rtol=0, atol=2e-4)
+        assert graphs() == 1
+
+
+def test_segment_attention_operator_is_sound():
+    operator = torch.ops.llava_vit_hf.segment_attention.default
+    boundaries = torch.tensor([0, 3, 6, 11], dtype=torch.int32)
+    states = [random_pixels(11, 2, 8, seed=seed).requires_grad_() for seed in range(3)]
+    torch.library.opcheck(operator, (*states, boundaries, boundaries))
+    pooled = [
+        random_pixels(3, 2, 8).double().requires_grad_(),
+        *(x.detach().double().requires_grad_() for x in states),
+    ]
+    ones = torch.arange(4, dtype=torch.int32)
+    assert torch.autograd.gradcheck(operator, (*pooled[:3], ones, boundaries))
+
+
+class TestExport:
+    SHAPES = ((1, 3, 16, 16), (3, 3, 44, 20), (2, 3, 33, 27))
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def dense(cls):
+        return dense_model(return_dict=False)
+
+    def dynamic(self, dim):
+        return {"pixel_values": {0: dim, 2: dim, 3: dim}}
+
+    @torch.no_grad()
+    def test_torch_export_with_dynamic_batch_height_and_width(self, dense):
+        shapes = self.dynamic(torch.export.Dim.AUTO)
+        program = torch.export.export(dense, (random_pixels(2, 3, 32, 24),), dynamic_shapes=shapes)
+        for shape in self.SHAPES:
+            pixels = random_pixels(*shape)
+            for actual, expected in zip(program.module()(pixels), dense(pixels), strict=True):
+                torch.testing.assert_close(actual, expected, rtol=0, atol=2e-4)
+
+    @torch.no_grad()
+    def test_onnx_agrees_in_onnxruntime(self, dense, tmp_path):
+        runtime = pytest.importorskip("onnxruntime")
+        pytest.importorskip("onnxscript")
+        torch.onnx.export(
+            dense,
+            (random_pixels(2, 3, 32, 24),),
+            tmp_path / "dense.onnx",
+            dynamo=True,
+            verbose=False,
+            input_names=["pixel_values"],
+            dynamic_shapes=self.dynamic(torch.export.Dim.DYNAMIC),
+        )
+        session = runtime.InferenceSession(tmp_path / "dense.onnx", providers=["CPUExecutionProvider"])
+        for shape in self.SHAPES:
+            pixels = random_pixels(*shape)
+            outputs = session.run(None, {"pixel_values": pixels.numpy()})
+            for actual, expected in zip(outputs, dense(pixels), strict=True):
+                torch.testing.assert_close(torch.from_numpy(actual), expected, rtol=0, atol=2e-4)

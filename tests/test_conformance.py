@@ -1,0 +1,164 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""The conformance data: golden outputs of other code for the same weights, and the four real media files."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+
+from conversion.metrics import Bounds, compare
+from llava_vit_hf import (
+    LlavaViTImageProcessor,
+    LlavaViTModel,
+    LlavaViTPackingModel,
+    LlavaViTProcessor,
+)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+# The goldens themselves are up to 1.8e-4 from float64; another epsilon shows in the relative error.
+BOUNDS = Bounds(relative_error=2e-5, max_abs=5e-4)
+
+
+@pytest.fixture(scope="module")
+def golden(conformance):
+    with np.load(conformance / "golden" / "expected.npz") as archive:
+        return {name: archive[name] for name in archive.files}
+
+
+@pytest.fixture(scope="module")
+def processors():
+    """The dense and the packing processor of a folder without one, as the conversion makes them."""
+    return {packing: LlavaViTProcessor(LlavaViTImageProcessor(packing=packing)) for packing in (False, True)}
+
+
+def check(actual: torch.Tensor, expected: np.ndarray, bounds: Bounds = BOUNDS) -> None:
+    assert bounds.check(compare(actual, expected)) == []
+
+
+def golden_image(conformance, name: str, columns: int, rows: int) -> Image.Image:
+    with Image.open(conformance / "media" / name) as image:
+        return image.convert("RGB").resize((14 * columns, 14 * rows), Image.Resampling.BICUBIC)
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *map(str, command)], capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def converted(conformance, tmp_path_factory):
+    """`backbone.pt` converted by the scripts."""
+    folder = tmp_path_factory.mktemp("converted")
+    for layout, script in (("dense", "convert_llava_vit_to_hf"), ("packing", "convert_llava_vit_packing_to_hf")):
+        result = run(
+            ROOT / "conversion" / f"{script}.py",
+            "auto",
+            conformance / "golden" / "backbone.pt",
+            *("--num_attention_heads", "2", "--output_dir", folder / layout),
+        )
+        assert result.returncode == 0, result.stderr
+    return folder
+
+
+@torch.no_grad()
+def test_converted_dense_matches_the_source(conformance, golden, converted):
+    model = AutoModel.from_pretrained(converted / "dense", dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(converted / "dense")
+    image = processor(images=golden_image(conformance, "2.jpg", 12, 16), native_resolution=True)
+    output = model(**image)
+    check(output.last_hidden_state, golden["source.image.visible_embeddings"])
+    check(output.pooler_output, golden["source.image.head_output"])
+    for name in ("video1", "video2"):
+        clip = processor(videos=str(conformance / "media" / f"{name[-1]}.mp4"), native_resolution=True)
+        output = model(**clip)
+        check(output.last_hidden_state[:, ::7], golden[f"source.{name}.visible_embeddings"])
+        check(output.pooler_output, golden[f"source.{name}.head_output"])
+
+
+@torch.no_grad()
+def test_converted_packing_matches_the_source(conformance, golden, converted):
+    model = AutoModel.from_pretrained(converted / "packing", dtype=torch.float32)
+    processor = AutoProcessor.from_pretrained(converted / "packing")
+    media = [str(conformance / "media" / name) for name in ("1.mp4", "2.mp4")]
+    inputs = processor(images=golden_image(conformance, "2.jpg", 12, 16), videos=media)
+    output = model(**inputs)
+    samples = processor.split_features(output.last_hidden_state, inputs["grid_thw"])
+    tokens = [sample.flatten(0, 2) for sample in samples]
+    check(tokens[0][None], golden["source.image.visible_embeddings"])
+    check(output.pooler_output[:1], golden["source.image.head_output"])
+    for index in (1, 2):
+        check(tokens[index][None, ::7], golden[f"source.video{index}.visible_embeddings"])
+        check(output.pooler_output[index : index + 1], golden[f"source.video{index}.head_output"])
+
+
+@torch.no_grad()
+def test_wrong_epsilon_is_seen(conformance, golden, converted):
+    """A negative control: the origin's 1e-6 in place of the source's epsilons exceeds the bounds."""
+    model = LlavaViTModel.from_pretrained(conformance / "golden" / "dense_hf")
+    processor = AutoProcessor.from_pretrained(converted / "dense")
+    output = model(**processor(images=golden_image(conformance, "2.jpg", 12, 16), native_resolution=True))
+    reasons = BOUNDS.check(compare(output.last_hidden_state, golden["source.image.visible_embeddings"]))
+    assert any("relative error" in reason for reason in reasons)
+
+
+@torch.no_grad()
+def test_dense_matches_the_origin(conformance, golden, processors):
+    model = LlavaViTModel.from_pretrained(conformance / "golden" / "dense_hf")
+    image = processors[False](images=golden_image(conformance, "2.jpg", 12, 16), native_resolution=True)
+    output = model(**image, output_hidden_states=True)
+    check(output.last_hidden_state, golden["dense.image.last_hidden_state"])
+    check(output.pooler_output, golden["dense.image.pooler_output"])
+    check(output.hidden_states[-2], golden["dense.image.hidden_states_-2"])
+    for name, file in (("image1", "1.jpg"), ("image2", "2.jpg"), ("video1", "1.mp4"), ("video2", "2.mp4")):
+        kind = "images" if name.startswith("image") else "videos"
+        inputs = processors[False](**{kind: [str(conformance / "media" / file)]}, native_resolution=True)
+        output = model(**inputs, vision_feature_layer=[-2, "pooler"])
+        check(output.hidden_states[0][:, ::7], golden[f"dense.{name}.hidden_states_-2"])
+        check(output.pooler_output, golden[f"dense.{name}.pooler_output"])
+
+
+@torch.no_grad()
+def test_packing_matches_the_origin(conformance, golden, processors):
+    model = LlavaViTPackingModel.from_pretrained(conformance / "golden" / "packing_hf")
+    images = [golden_image(conformance, "2.jpg", 12, 16), golden_image(conformance, "1.jpg", 9, 5)]
+    inputs = processors[True](images=images, videos=str(conformance / "media" / "1.mp4"))
+    assert np.array_equal(inputs["grid_thw"], golden["packing.grid_thw"])
+    assert np.array_equal(inputs["patch_positions"], golden["packing.patch_positions"])
+    output = model(**inputs, output_hidden_states=True)
+    check(output.hidden_states[-2][::3], golden["packing.hidden_states_-2"])
+    check(output.last_hidden_state[::3], golden["packing.last_hidden_state"])
+    check(output.pooler_output, golden["packing.pooler_output"])
+
+
+def test_four_media_files_through_the_commands(conformance, converted, tmp_path):
+    media = conformance / "media"
+    arguments = ["--hf_model_path", converted / "dense", "--packing_model_path", converted / "packing"]
+    for name, file in (("image1", "1.jpg"), ("image2", "2.jpg"), ("video1", "1.mp4"), ("video2", "2.mp4")):
+        arguments += [f"--{name}", media / file]
+    result = run(ROOT / "examples" / "extract_features.py", *arguments, "--output_dir", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("PASS") == 5
+    again = run(ROOT / "examples" / "verify_features.py", "--features_dir", tmp_path)
+    assert again.returncode == 0 and again.stdout == result.stdout
+
+    metadata = json.loads((tmp_path / "metadata.json").read_text())
+    expected = json.loads((conformance / "golden" / "meta.json").read_text())["inputs"]
+    dense, packing = np.load(tmp_path / "features_hf.npz"), np.load(tmp_path / "features_packing.npz")
+    for name, facts in expected.items():
+        assert dense[name].shape == (1, facts["tokens"], 128) and packing[name].shape == (facts["tokens"], 128)
+        assert dense[name].dtype == packing[name].dtype == np.float32
+        for key in ("frame_indices", "temporal_positions"):
+            if key in facts:
+                assert metadata["inputs"][name]["dense"][key] == facts[key]
+                assert metadata["inputs"][name]["packing"][key] == facts[key]
+        if "mode" in facts:
+            reported = {key: metadata["inputs"][name]["dense"][key] for key in ("width", "height", "mode", "format")}
+            assert reported == {key: facts[key] for key in reported}
