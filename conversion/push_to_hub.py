@@ -1,0 +1,35 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Publishes a converted and verified model folder on the Hub, and loads it back to check it.
+
+    python conversion/push_to_hub.py dense user/llava-vit-large
+
+Refused unless the folder's verification.json says PASS for exactly its bytes. The folder's code is executed. Exit
+code 0 only if what came back from the Hub is equal to the folder, file by file and bit for bit.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from conversion.model_folder import PublishError  # noqa: E402
+from conversion.publish_options import add_publish_arguments, push_from_options  # noqa: E402
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="model folder, made by a conversion script")
+    add_publish_arguments(parser, standalone=True)
+    options = parser.parse_args(arguments)
+    try:
+        push_from_options(options.folder, options)
+    except (PublishError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
