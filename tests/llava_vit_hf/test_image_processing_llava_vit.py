@@ -1,6 +1,7 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """Image processor: CLIP's exact pixels, native resolution, every kind of input, clear refusals."""
 
+import importlib.util
 import json
 import warnings
 
@@ -19,7 +20,8 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711])
 
 
 def clip_processor(**kwargs):
-    if transformers.__version__.startswith("4."):
+    # Up to 5.3 the class of this name is the one on PIL.
+    if importlib.util.find_spec("transformers.models.clip.image_processing_pil_clip") is None:
         return transformers.CLIPImageProcessor(**kwargs)
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 

@@ -30,7 +30,9 @@ LlavaViTProcessor(LlavaViTImageProcessor(packing=True, num_frames=3, size=56)).s
 LOAD = """
 import importlib.util, sys
 import numpy as np
-from transformers import AutoImageProcessor, AutoProcessor
+from transformers import AutoProcessor
+# Without torchvision 5.4 to 5.17 have but a placeholder of it at the top level.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 assert importlib.util.find_spec("llava_vit_hf") is None
 image = (np.arange(30 * 45 * 3) * 7 % 251).reshape(30, 45, 3).astype(np.uint8)
 clip = np.stack([image + index for index in range(5)])

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from llava_vit_hf import LlavaViTImageProcessor, LlavaViTProcessor
+from llava_vit_hf.grid_llava_vit import frame_positions
 from llava_vit_hf.selection_llava_vit import kept_patches
 from tests import media
 from tests.models import as_packing, dense_model, min_cosine
@@ -52,11 +53,16 @@ def test_packed_subset_equals_dense_visible_indices(models, masks):
         processor(False)(images=IMAGE, keep=masks[:1]),
         processor(False)(videos=CLIP, num_frames=3, keep=masks[1:]),
     ]
-    for index, call in enumerate(calls):
+    times = [torch.zeros(1), torch.tensor([0, 32, 63])]
+    for index, (call, (_, rows, columns)) in enumerate(zip(calls, (IMAGE_GRID, CLIP_GRID), strict=True)):
+        visible = masks[index].flatten().nonzero()[:, 0]
+        assert torch.equal(call["visible_indices"], visible[None])
+        # The whole grid's positions, made apart from the processor.
+        call["patch_positions"] = frame_positions(times[index], rows, columns)[visible][None]
         alone = dense(**call, output_hidden_states=True)
-        rows = slice(boundaries[index], boundaries[index + 1])
+        own = slice(boundaries[index], boundaries[index + 1])
         for packed, expected in zip(output.hidden_states, alone.hidden_states, strict=True):
-            torch.testing.assert_close(packed[rows], expected[0], rtol=0, atol=1e-4)
+            torch.testing.assert_close(packed[own], expected[0], rtol=0, atol=1e-4)
         torch.testing.assert_close(output.pooler_output[index], alone.pooler_output[0], rtol=0, atol=1e-4)
     # The subset is another input than the whole: its features differ from those of the same patches in full view.
     whole = packing(**processor(True)(images=IMAGE, videos=CLIP, num_frames=3)).last_hidden_state
@@ -135,6 +141,9 @@ class TestScores:
 
     def test_of_equal_scores_the_first_win(self):
         assert kept_patches([(1, 1, 5)], scores=[torch.tensor([1, 2, 1, 1, 2])], top_k=3)[0].tolist() == [0, 1, 4]
+        # Sorting is only unstable from some size on.
+        many = kept_patches([(1, 100, 100)], scores=[torch.ones(10000)], top_k=50)
+        assert many[0].tolist() == list(range(50))
 
     def test_one_number_per_sample_and_small_samples_keep_all(self):
         scores = [torch.arange(4.0), torch.arange(6.0)]

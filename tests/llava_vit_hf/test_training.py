@@ -199,9 +199,8 @@ def test_frozen_embeddings_stay_frozen(case):
     case.model.get_input_embeddings().requires_grad_(False)
     loss_of(case).backward()
     without = [name for name, parameter in case.model.named_parameters() if parameter.grad is None]
-    assert without == [
-        {"dense": "embeddings.patch_embedding.weight", "packing": "patch_embed.proj.weight"}[case.layout]
-    ]
+    names = {"dense": "embeddings.patch_embedding.weight", "packing": "patch_embed.proj.weight"}
+    assert without == [names[case.layout]]
 
 
 def test_bfloat16_autocast(case):
