@@ -8,14 +8,17 @@ NEW := $(VENV)/transformers-5
 OLD := $(VENV)/transformers-4
 DEMO := demo_output
 
-.PHONY: demo test test-new test-old test-slow style check clean
+# test-slow     what takes minutes: mutations, kills, all variants, files over 5 GB
+# test-middle   the shipped files with a transformers in between
+
+.PHONY: demo test test-new test-old test-slow test-middle style check clean
 
 demo: $(NEW)/ready
 	$(NEW)/bin/python conversion/make_demo_inputs.py $(DEMO)
 	$(NEW)/bin/python conversion/convert_llava_vit_to_hf.py auto $(DEMO)/backbone.pt --num_attention_heads 2 \
-	    --output_dir $(DEMO)/dense
+	    --output_dir $(DEMO)/dense --time_budget 60 --overwrite
 	$(NEW)/bin/python conversion/convert_llava_vit_packing_to_hf.py auto $(DEMO)/backbone.pt --num_attention_heads 2 \
-	    --output_dir $(DEMO)/packing
+	    --output_dir $(DEMO)/packing --time_budget 60 --overwrite
 	$(NEW)/bin/python examples/extract_features.py --hf_model_path $(DEMO)/dense --packing_model_path $(DEMO)/packing \
 	    --image1 $(DEMO)/1.jpg --image2 $(DEMO)/2.jpg --video1 $(DEMO)/1.mp4 --video2 $(DEMO)/2.mp4 \
 	    --num_frames 8 --output_dir $(DEMO)/features
@@ -23,14 +26,22 @@ demo: $(NEW)/ready
 
 test: test-new test-old
 
+# One thread a process, as many processes as cores; a file's tests stay together for their fixtures.
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
+
 test-new: $(NEW)/ready $(OLD)/ready
-	LLAVA_VIT_OTHER_PYTHON=$(abspath $(OLD))/bin/python $(NEW)/bin/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 LLAVA_VIT_OTHER_PYTHON=$(abspath $(OLD))/bin/python $(NEW)/bin/python $(PYTEST) -m "not slow"
 
 test-old: $(NEW)/ready $(OLD)/ready
-	LLAVA_VIT_OTHER_PYTHON=$(abspath $(NEW))/bin/python $(OLD)/bin/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 LLAVA_VIT_OTHER_PYTHON=$(abspath $(NEW))/bin/python $(OLD)/bin/python $(PYTEST) -m "not slow"
 
 test-slow: $(NEW)/ready $(OLD)/ready
 	LLAVA_VIT_OTHER_PYTHON=$(abspath $(OLD))/bin/python $(NEW)/bin/python -m pytest -m slow
+
+# The suite of the shipped files with a transformers between the two: make test-middle MIDDLE=5.10.4
+MIDDLE ?= 5.10.4
+test-middle: $(VENV)/transformers-$(MIDDLE)/ready
+	OMP_NUM_THREADS=1 $(VENV)/transformers-$(MIDDLE)/bin/python $(PYTEST) -m "not slow" tests/llava_vit_hf
 
 style: $(NEW)/ready
 	$(NEW)/bin/ruff check --fix . && $(NEW)/bin/ruff format .
@@ -43,8 +54,9 @@ clean:
 
 $(NEW)/ready: TRANSFORMERS := transformers>=5,<6
 $(OLD)/ready: TRANSFORMERS := transformers>=4.57,<5
+$(VENV)/transformers-$(MIDDLE)/ready: TRANSFORMERS := transformers==$(MIDDLE)
 # torch first and pinned: a range would let another package replace it by a build for another device.
-$(NEW)/ready $(OLD)/ready: requirements.txt requirements-dev.txt constraints.txt
+$(NEW)/ready $(OLD)/ready $(VENV)/transformers-$(MIDDLE)/ready: requirements.txt requirements-dev.txt constraints.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/python -m pip install --quiet --upgrade pip
 	$(@D)/bin/python -m pip install --quiet --constraint constraints.txt torch

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from conversion.checkpoint import Checkpoint
 from conversion.convert import CheckpointError
+from conversion.model_folder import PublishError
 from conversion.pipeline import ConversionRequest, convert_folder
+from conversion.publish_options import add_publish_arguments, push_from_options
 from conversion.report import failures, summary_line, write_report
 from conversion.variants import VARIANTS
 from conversion.verification import DEFAULT_TIME_BUDGET, PASS, VerificationError, VerificationRequest, verify_folder
@@ -31,6 +33,7 @@ def conversion_parser(description: str, named: bool) -> argparse.ArgumentParser:
         parser.add_argument("weights", metavar="DENSE_FOLDER_OR_REPO", help="dense model folder or repo id")
     parser.add_argument("--output_dir", type=Path, required=True, help="model folder to make")
     add_output_arguments(parser)
+    add_publish_arguments(parser)
     return parser
 
 
@@ -62,7 +65,11 @@ def check_verdict(report: dict, name: str) -> None:
 
 
 def run_conversion(options: argparse.Namespace, layout: str, source_layout: str | None = None) -> int:
-    """Converts, verifies and writes the report as the options say. Returns the exit code."""
+    """Converts, verifies, writes the report and publishes as the options say. Returns the exit code."""
+    push = getattr(options, "push_to_hub", None)
+    if push and options.skip_verification and not options.allow_unverified:
+        print("error: --push_to_hub needs the verification, or --allow_unverified to go without.", file=sys.stderr)
+        return 2
     request = ConversionRequest(
         weights=options.weights,
         layout=layout,
@@ -78,11 +85,11 @@ def run_conversion(options: argparse.Namespace, layout: str, source_layout: str 
     def verify(folder: Path, checkpoint: Checkpoint) -> None:
         report = verify_folder(
             VerificationRequest(
-                folder,
-                request.weights,
-                request.model_name,
-                request.num_attention_heads,
-                request.revision,
+                folder=folder,
+                weights=request.weights,
+                model_name=request.model_name,
+                num_attention_heads=request.num_attention_heads,
+                revision=request.revision,
                 time_budget=options.time_budget,
             )
         )
@@ -101,4 +108,10 @@ def run_conversion(options: argparse.Namespace, layout: str, source_layout: str 
         print(f"left out {name}: {reason}")
     megabytes = summary.total_bytes / 1e6
     print(f"{request.output_dir}: {layout} model, {summary.num_tensors} tensors, {megabytes:.1f} MB, {summary.dtype}")
+    try:
+        if push:
+            push_from_options(request.output_dir, options)
+    except (PublishError, OSError) as error:
+        print(f"error: {error}\n{request.output_dir} is complete and can be published again.", file=sys.stderr)
+        return 1
     return 0

@@ -1,7 +1,7 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """Converts a LLaVA-ViT checkpoint into a dense model folder.
 
-    python conversion/convert_llava_vit_to_hf.py llava_vit_large_ln backbone.pt --output_dir dense
+python conversion/convert_llava_vit_to_hf.py llava_vit_large_ln backbone.pt --output_dir dense
 """
 
 import sys

@@ -1,7 +1,7 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """Converts a dense model folder or repo into a packing model folder.
 
-    python conversion/convert_vit_preview_v0_hf_to_packing.py dense --output_dir packing
+python conversion/convert_vit_preview_v0_hf_to_packing.py dense --output_dir packing
 """
 
 import sys

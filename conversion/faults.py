@@ -36,15 +36,15 @@ LEAK_CASE = Case("leak", "two images of 448x448", (image_sample(448, 448, 0.5), 
 
 
 @contextmanager
-def textbook_rotation(model: nn.Module) -> Iterator[None]:
+def rotated_halves(model: nn.Module) -> Iterator[None]:
     """Rotates the two halves of a head against each other, as the textbook embedding does, and not its pairs."""
     module = sys.modules[type(model.encoder.layers[0].self_attn).__module__]
     original = module.apply_rotary
 
-    def rotate_halves(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tensor) -> torch.Tensor:
-        first, second = states.chunk(2, dim=-1)
-        signs = torch.where(torch.arange(sines.shape[-1], device=sines.device) % 2 == 0, -1.0, 1.0)
-        return (states * cosines + torch.cat([-second, first], dim=-1) * (sines * signs)).to(states.dtype)
+    def rotate_halves(states: torch.Tensor, *rotary: torch.Tensor) -> torch.Tensor:
+        # Channel i and channel i + half become neighbours, are rotated as such, and go back.
+        rotated = original(torch.stack(states.chunk(2, dim=-1), dim=-1).flatten(-2), *rotary)
+        return torch.cat(rotated.unflatten(-1, (-1, 2)).unbind(-1), dim=-1)
 
     module.apply_rotary = rotate_halves
     try:
@@ -118,7 +118,7 @@ FAULTS = (
         IMAGE,
         edit_positions=lambda positions: positions + torch.tensor([0, 1, 0]),
     ),
-    Fault("rotate_half", "textbook rotation of halves for that of pairs", IMAGE, plant=textbook_rotation),
+    Fault("rotate_half", "textbook rotation of halves for that of pairs", IMAGE, plant=rotated_halves),
     Fault("query_key_exchanged", "q and k of the middle layer exchanged", IMAGE, plant=exchanged_queries_and_keys),
     Fault("leak", "attention across two samples", LEAK_CASE.name, leak=True),
     Fault("epsilon", "epsilons of all norms times 10", IMAGE, "numeric", plant=larger_epsilons),

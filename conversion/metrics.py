@@ -66,7 +66,7 @@ class Bounds:
         reasons = []
         # Written so that NaN, which compares false with everything, violates.
         if self.min_cosine is not None and not comparison.min_cosine >= self.min_cosine:
-            reasons.append(f"min cosine {comparison.min_cosine:.6f} is below {self.min_cosine:g}")
+            reasons.append(f"min cosine {comparison.min_cosine:.6f} is below {self.min_cosine:.10g}")
         for name, bound in (("relative_error", self.relative_error), ("max_abs", self.max_abs)):
             value = getattr(comparison, name)
             if bound is not None and not value <= bound:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from conversion.verification_inputs import CONTEXT_FRAMES, Case, Sample, unpack_patches
+from conversion.verification_inputs import BATCH, CONTEXT_FRAMES, Case, Sample, unpack_patches
 
 
 @dataclass
@@ -39,13 +39,12 @@ class ModelUnderTest:
         dtype: what the weights are loaded as.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, attn_implementation: str, device: str = "cpu"):
+    def __init__(self, folder: Path, dtype: torch.dtype, attn_implementation: str):
         self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
         self.model = AutoModel.from_pretrained(
             folder, trust_remote_code=True, dtype=dtype, attn_implementation=attn_implementation
         )
-        self.model.to(device).eval().requires_grad_(False)
-        self.device = device
+        self.model.eval().requires_grad_(False)
         self.patch_size = self.model.config.patch_size
         self.is_packing = self.model.config.model_type == "llava_vit_packing"
 
@@ -53,7 +52,7 @@ class ModelUnderTest:
     def run(
         self, case: Case, edit_positions: Callable[[torch.Tensor], torch.Tensor] | None = None, leak: bool = False
     ) -> list[SampleOutput]:
-        """Runs all samples of a case, a packing model in one pack.
+        """Runs all samples of a case: a packing model in one pack, a dense one one by one but for the batch.
 
         Args:
             edit_positions: plants a fault in the positions `(N, 3)`.
@@ -63,6 +62,8 @@ class ModelUnderTest:
             return self._run_pack(case.samples, edit_positions, leak)
         if leak:
             return self._run_leaking_batch(case.samples)
+        if case.name == BATCH:
+            return self._run_batch(case.samples)
         return [self._run_one(sample, edit_positions) for sample in case.samples]
 
     def processed(self, samples: tuple[Sample, ...]) -> dict:
@@ -73,16 +74,8 @@ class ModelUnderTest:
             self.processor(images=images or None, videos=videos or None, native_resolution=True, num_frames="all")
         )
 
-    def default_pixels(self, image: np.ndarray) -> torch.Tensor:
-        """Pixels of `(H, W, 3)` with the processor's default preprocessing, `(3, H, W)`."""
-        inputs = self.processor(images=[image])
-        if not self.is_packing:
-            return inputs["pixel_values"][0]
-        return unpack_patches(inputs["pixel_values"], tuple(inputs["grid_thw"][0].tolist()), self.patch_size)[:, 0]
-
     def _forward(self, **inputs) -> dict:
-        pixels = inputs.pop("pixel_values").to(device=self.device, dtype=self.model.dtype)
-        inputs = {name: value.to(self.device) if torch.is_tensor(value) else value for name, value in inputs.items()}
+        pixels = inputs.pop("pixel_values").to(self.model.dtype)
         return self.model(pixels, output_hidden_states=True, **inputs)
 
     def _run_one(self, sample: Sample, edit_positions) -> SampleOutput:
@@ -92,15 +85,33 @@ class ModelUnderTest:
         if edit_positions is not None:
             inputs["patch_positions"] = edit_positions(sample.positions(self.patch_size))[None]
         if sample.kept is not None:
-            inputs = self._padded(sample, clip)
+            inputs = self._padded(sample, clip) if sample.padded else self._kept(sample, inputs)
         output = self._forward(**inputs)
         return _sample_output(self._cropped(clip, sample), output, slice(None), 0, batched=True)
+
+    def _run_batch(self, samples: tuple[Sample, ...]) -> list[SampleOutput]:
+        inputs = self.processed(samples)
+        output = self._forward(**inputs)
+        return [
+            SampleOutput(
+                pixels=self._cropped(inputs["pixel_values"][index][:, None], sample),
+                hidden_states=[states[index] for states in output.hidden_states],
+                last_hidden_state=output.last_hidden_state[index],
+                pooler_output=None if output.pooler_output is None else output.pooler_output[index],
+            )
+            for index, sample in enumerate(samples)
+        ]
 
     def _padded(self, sample: Sample, clip: torch.Tensor) -> dict:
         """The clip in its 64-frame context, and which of the context's patches are kept."""
         padded = torch.zeros(1, 3, CONTEXT_FRAMES, *clip.shape[-2:], dtype=clip.dtype)
         padded[0][:, sample.times] = clip
         return {"pixel_values": padded, "visible_indices": context_indices(sample, self.patch_size)[None]}
+
+    def _kept(self, sample: Sample, inputs: dict) -> dict:
+        """The sampled frames, which of their patches are kept, and where the processor says that those are."""
+        kept = torch.from_numpy(sample.kept)[None]
+        return inputs | {"visible_indices": kept, "patch_positions": inputs["patch_positions"][:, kept[0]]}
 
     def _run_leaking_batch(self, samples: tuple[Sample, ...]) -> list[SampleOutput]:
         pixels = torch.cat([self.processed((sample,))["pixel_values"] for sample in samples])
@@ -178,18 +189,18 @@ def _sample_output(pixels, output, rows: slice, sample: int, batched: bool) -> S
     )
 
 
-def oracle_outputs(oracle, case: Case, patch_size: int, device: str = "cpu"):
+def oracle_outputs(oracle, case: Case, patch_size: int):
     """What the oracle makes of each sample of a case, one after another."""
     for sample in case.samples:
         dtype = oracle.conv1.weight.dtype
         pixels = sample.pixels()
         if sample.kept is None:
-            output = oracle(pixels.to(device, dtype), positions=sample.positions(patch_size))
+            output = oracle(pixels.to(dtype), positions=sample.positions(patch_size))
         else:
             context = torch.zeros(3, CONTEXT_FRAMES, *pixels.shape[-2:])
             context[:, sample.times] = pixels
             indices = context_indices(sample, patch_size)
-            output = oracle(context.to(device, dtype), visible_indices=indices)
+            output = oracle(context.to(dtype), visible_indices=indices)
         _, rows, columns = sample.grid(patch_size)
         yield SampleOutput(
             pixels=pixels[..., : rows * patch_size, : columns * patch_size],

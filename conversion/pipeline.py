@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +28,8 @@ from conversion.convert import (
     model_config,
     table_between,
 )
+from conversion.hub_configs import read_processor
+from conversion.infer_config import AUTO
 from conversion.source_encoder import SourceConfig
 from llava_vit_hf import LlavaViTImageProcessor, LlavaViTModel, LlavaViTPackingModel, LlavaViTProcessor
 
@@ -109,7 +111,10 @@ def write_model_folder(
         model = MODEL_CLASSES[request.layout](config)
     custom_object_save(model, folder, config=config)
     config.save_pretrained(folder)
-    build_processor(config, request.layout, stored_processor(checkpoint)).save_pretrained(folder)
+    stored = stored_processor(checkpoint)
+    if stored is None and request.model_name != AUTO:
+        stored = read_processor(request.model_name, request.layout)
+    build_processor(config, request.layout, stored).save_pretrained(folder)
     return summary
 
 
@@ -161,12 +166,7 @@ def staging_folder(final: Path, overwrite: bool = False) -> Iterator[Path]:
     if final.exists() and not final.is_dir():
         raise CheckpointError(f"{final} is a file. Choose another output folder.")
     final.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(final.parent / f".{final.name}.lock")
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise CheckpointError(f"{final} is being written by another process. Wait for it.") from None
-    with lock:
+    with exclusive(final.parent / f".{final.name}.lock", final):
         for stale in final.parent.glob(f".{final.name}.partial-*"):
             shutil.rmtree(stale)
         folder = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
@@ -178,6 +178,31 @@ def staging_folder(final: Path, overwrite: bool = False) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextmanager
+def exclusive(path: Path, final: Path) -> Iterator[None]:
+    """Holds the lock file `path`, which is gone afterwards.
+
+    Raises:
+        CheckpointError: if another process holds it.
+        OSError: if the folder cannot be written to.
+    """
+    # The lock itself takes a read-only folder for one that is held.
+    path.touch()
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise CheckpointError(f"{final} is being written by another process. Wait for it.") from None
+    try:
+        yield
+    finally:
+        # Removed while it is held. Whoever opened it before that gets a lock on nothing, and at worst loses the
+        # unfinished folder to the next process: under its final name a folder is complete with or without locks.
+        with suppress(PermissionError):  # Windows keeps a file that is open.
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
 def replace_folder(folder: Path, final: Path) -> None:
     """Renames `folder` to `final`; a folder that is there is first moved aside and then removed."""
     if not final.exists():
@@ -185,5 +210,10 @@ def replace_folder(folder: Path, final: Path) -> None:
         return
     aside = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
     os.rename(final, aside / "old")
-    os.rename(folder, final)
-    shutil.rmtree(aside)
+    try:
+        os.rename(folder, final)
+    except OSError:
+        os.rename(aside / "old", final)
+        raise
+    finally:
+        shutil.rmtree(aside)

@@ -20,8 +20,8 @@ LAYER_NORM_EPS = 1e-5
 RMS_NORM_EPS = 1.1920929e-07
 """What `eps=None` of `nn.RMSNorm` means in PyTorch 2.13 for float32, bfloat16 and float16 alike."""
 
-# Scores held at a time, heads * queries * keys: 2**24 are 64 MiB in float32.
-_BLOCK_SCORES = 2**24
+# Scores held at a time, queries * keys of one head: 2**20 are 4 MiB in float32, which a processor's cache holds.
+_BLOCK_SCORES = 2**20
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,14 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
 
 
 def softmax_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Attention of all queries over all keys, `(heads, N, head_dim)` each, in blocks of queries to bound memory."""
-    heads, keys, head_dim = k.shape
-    block = max(1, _BLOCK_SCORES // (heads * keys))
-    outputs = []
-    for queries in q.split(block, dim=1):
-        scores = (queries @ k.transpose(1, 2)) * head_dim**-0.5
-        outputs.append(torch.softmax(scores, dim=-1) @ v)
-    return torch.cat(outputs, dim=1)
+    """Attention of all queries over all keys, `(heads, N, head_dim)` each, head by head in blocks of queries."""
+    keys, head_dim = k.shape[1:]
+    block = max(1, _BLOCK_SCORES // keys)
+    heads = []
+    for query, key, value in zip(q, k, v, strict=True):
+        scores = (rows @ key.t() * head_dim**-0.5 for rows in query.split(block))
+        heads.append(torch.cat([torch.softmax(part, dim=-1) @ value for part in scores]))
+    return torch.stack(heads)
 
 
 class Attention(nn.Module):

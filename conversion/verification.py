@@ -20,17 +20,23 @@ import safetensors.torch
 import torch
 
 from conversion.checkpoint import Checkpoint, CheckpointError, read_checkpoint, sha256_of_file
+from conversion.convert import resolve_dtype
 from conversion.infer_config import infer_source_config
+from conversion.model_folder import model_file_names
 from conversion.peaked_weights import peaked_state_dict
+from conversion.pipeline import ConversionRequest, convert_folder
 from conversion.source_encoder import SourceConfig
 
 
 SCHEMA_VERSION = 1
 REPORT_FILE, MARKDOWN_FILE = "verification.json", "VERIFICATION.md"
-# Files of a model folder that are not part of what is verified.
-UNVERIFIED_FILES = (REPORT_FILE, MARKDOWN_FILE, "README.md", ".gitattributes")
+# Before the names of cases that ran on peaked random weights.
+PEAKED = "peaked "
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
 DEFAULT_TIME_BUDGET = 1800.0
+STANDARD_ERROR = 2
+# Lines of a failed worker that are shown.
+LAST_WORDS = 20
 
 
 class VerificationError(RuntimeError):
@@ -74,7 +80,7 @@ def verify_folder(request: VerificationRequest) -> dict:
     converted = read_checkpoint(request.folder)
     if converted.layout == "source" or converted.config is None:
         raise CheckpointError(f"{request.folder} is no dense or packing model folder.")
-    (stored_dtype,) = converted.dtypes
+    stored_dtype = resolve_dtype(converted, None)
     outcome = run_worker(request, weights, config, stored_dtype)
     hidden = [control["name"] for control in outcome["controls"] if not control["detected"]]
     if hidden:
@@ -90,7 +96,7 @@ def verify_folder(request: VerificationRequest) -> dict:
         },
         "source": describe_source(source, config),
         "environment": environment(request.attn_implementation),
-        "margin": margin(outcome),
+        "margins": margins(outcome),
         **outcome,
     }
     report["seconds"] = round((datetime.now(timezone.utc) - started).total_seconds(), 1)
@@ -118,31 +124,26 @@ def run_worker(
         "attn_implementation": request.attn_implementation,
         "time_budget": request.time_budget,
         "only_controls": only_controls,
+        "parent": os.getpid(),
     }
     root = Path(__file__).resolve().parents[1]
     with tempfile.TemporaryDirectory() as scratch:
-        job_file, outcome_file, words = (Path(scratch) / name for name in ("job.json", "outcome.json", "stderr"))
+        job_file, outcome_file, words = (Path(scratch) / name for name in ("job.json", "outcome.json", "words"))
         job_file.write_text(json.dumps(job), encoding="utf-8")
         # A cache of its own: transformers 4.57 keeps the code of folders by their last name only.
-        variables = {**os.environ, "HF_MODULES_CACHE": f"{scratch}/modules", "PYTHONPATH": str(root)}
+        variables = {**os.environ, "HF_MODULES_CACHE": f"{scratch}/modules"}
         command = [sys.executable, "-m", "conversion.verification_worker", str(job_file), str(outcome_file)]
-        process = subprocess.Popen(command, cwd=root, env=variables, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-        tail = pass_on(process.stderr)
-        if process.wait() != 0 or not outcome_file.is_file():
+        with open(words, "wb") as stream:
+            # Its standard output is the progress bar.
+            process = subprocess.run(
+                command, cwd=root, env=variables, stdin=subprocess.DEVNULL, stdout=STANDARD_ERROR, stderr=stream
+            )
+        if process.returncode != 0 or not outcome_file.is_file():
+            tail = "\n".join(words.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_WORDS:])
             raise VerificationError(
                 f"{request.folder} could not be loaded and run (exit code {process.returncode}):\n{tail}"
             )
         return json.loads(outcome_file.read_text(encoding="utf-8"))
-
-
-def pass_on(stream, lines: int = 20) -> str:
-    """Shows what a process writes (its progress bar) as it comes, and returns the last lines."""
-    written = b""
-    while chunk := stream.read1():
-        written = (written + chunk)[-10_000:]
-        sys.stderr.buffer.write(chunk)
-        sys.stderr.flush()
-    return "\n".join(written.decode(errors="replace").splitlines()[-lines:])
 
 
 def decide_on_peaked_weights(
@@ -152,21 +153,19 @@ def decide_on_peaked_weights(
 
     The peaked model is converted like the real one and must itself agree with the oracle, case by case.
     """
-    from conversion.pipeline import ConversionRequest, convert_folder
-
     with tempfile.TemporaryDirectory() as scratch:
         weights, folder = Path(scratch) / "peaked.safetensors", Path(scratch) / "peaked_model"
         safetensors.torch.save_file(peaked_state_dict(config), weights)
         convert_folder(
             ConversionRequest(str(weights), layout, folder, num_attention_heads=config.num_attention_heads),
-            source_config=replace(config),
+            source_config=config,
         )
         peaked = run_worker(
             replace(request, folder=folder, revision=None), str(weights), config, torch.float32, only_controls=hidden
         )
     found = {control["name"]: control for control in peaked["controls"]}
     outcome["controls"] = [found.get(control["name"], control) for control in outcome["controls"]]
-    outcome["cases"] += [{**case, "name": f"peaked {case['name']}"} for case in peaked["cases"]]
+    outcome["cases"] += [{**case, "name": f"{PEAKED}{case['name']}"} for case in peaked["cases"]]
     outcome["notes"].append(
         f"The weights hide {', '.join(hidden)} (attention is too flat), so random weights of the same configuration "
         "with peaked attention were converted and checked for them."
@@ -182,28 +181,36 @@ def verdict_of(outcome: dict) -> str:
     return INCONCLUSIVE if hidden or not outcome["controls"] else PASS
 
 
-def margin(outcome: dict) -> dict | None:
-    """How far the real model is from the nearest structural fault, by relative error after the last layer."""
-    controls = [
-        control
-        for control in outcome["controls"]
-        if control["kind"] == "structural" and control["metrics"]["relative_error"] is not None
-    ]
-    models = [
-        case["arrays"]["last_hidden_state"]
-        for case in outcome["cases"]
-        if case["dtype"] == "float32"
-        and "last_hidden_state" in case["arrays"]
-        and case["arrays"]["last_hidden_state"]["relative_error"] is not None
-    ]
-    if not controls or not models:
-        return None
-    nearest = min(controls, key=lambda control: control["metrics"]["relative_error"])
-    return {
-        "nearest_control": nearest["name"],
-        "model": max(models, key=lambda metrics: metrics["relative_error"]),
-        "control": nearest["metrics"],
-    }
+def margins(outcome: dict) -> dict:
+    """How far the real model is from the nearest fault of each kind, by relative error of `last_hidden_state`.
+
+    Returns:
+        By kind: the nearest fault's name and relative error, and the worst of the model's on the same weights.
+    """
+    margins = {}
+    for kind, dtype in (("structural", "float32"), ("numeric", "float64")):
+        controls = [
+            control
+            for control in outcome["controls"]
+            if control["kind"] == kind and control["metrics"]["relative_error"] is not None
+        ]
+        if not controls:
+            continue
+        nearest = min(controls, key=lambda control: control["metrics"]["relative_error"])
+        errors = [
+            case["arrays"]["last_hidden_state"]["relative_error"]
+            for case in outcome["cases"]
+            if case["dtype"] == dtype
+            and case["name"].startswith(PEAKED) == (nearest["weights"] == "peaked")
+            and "last_hidden_state" in case["arrays"]
+        ]
+        margins[kind] = {
+            "nearest_fault": nearest["name"],
+            "fault": nearest["metrics"]["relative_error"],
+            "model": None if None in errors else max(errors, default=None),
+            "weights": nearest["weights"],
+        }
+    return margins
 
 
 def describe_source(source: Checkpoint, config: SourceConfig) -> dict:
@@ -216,9 +223,8 @@ def describe_source(source: Checkpoint, config: SourceConfig) -> dict:
 
 
 def folder_hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every verified file of a model folder, by name."""
-    files = sorted(path for path in Path(folder).iterdir() if path.is_file() and path.name not in UNVERIFIED_FILES)
-    return {path.name: sha256_of_file(path) for path in files}
+    """SHA-256 of every file that makes up the model in a folder, by name; others that lie there are left out."""
+    return {name: sha256_of_file(Path(folder) / name) for name in model_file_names(Path(folder))}
 
 
 def environment(attn_implementation: str) -> dict:

@@ -35,11 +35,14 @@ class Sample:
         frames: `(T, H, W, 3)` uint8.
         is_clip: whether it goes in as a video.
         kept: indices of the patches that are kept, in `(t, h, w)` order of the sampled frames, or None for all.
+        padded: whether a dense model gets what is kept as `visible_indices` of the padded 64-frame clip, and not as
+            those of the sampled frames with their positions beside them.
     """
 
     frames: np.ndarray
     is_clip: bool = False
     kept: np.ndarray | None = None
+    padded: bool = False
 
     @property
     def times(self) -> np.ndarray:
@@ -54,9 +57,8 @@ class Sample:
 
     def positions(self, patch_size: int) -> torch.Tensor:
         """`(t, h, w)` of every kept patch: `(N, 3)` int64."""
-        _, rows, columns = self.grid(patch_size)
-        grid = [(t, h, w) for t in self.times for h in range(rows) for w in range(columns)]
-        positions = torch.tensor(np.array(grid, dtype=np.int64))
+        frames, rows, columns = np.indices(self.grid(patch_size)).reshape(3, -1)
+        positions = torch.from_numpy(np.stack([self.times[frames], rows, columns], axis=1))
         return positions if self.kept is None else positions[torch.from_numpy(self.kept)]
 
     def pixels(self) -> torch.Tensor:
@@ -93,26 +95,32 @@ def normalize(frames: np.ndarray) -> torch.Tensor:
     return torch.from_numpy((pixels - np.array(CLIP_MEAN, np.float32)) / np.array(CLIP_STD, np.float32))
 
 
-def clip_preprocessing(image: np.ndarray, side: int) -> torch.Tensor:
-    """CLIP's preprocessing of `(H, W, 3)` uint8: shortest edge to `side`, bicubic, centre crop: `(3, side, side)`."""
+def clip_preprocessing(image: np.ndarray, resize: int | tuple[int, int] | None, crop: tuple[int, int] | None):
+    """CLIP's preprocessing of `(H, W, 3)` uint8: bicubic resizing, centre crop, normalizing: `(3, H', W')`.
+
+    Args:
+        resize: the shortest edge, or `(height, width)`; None leaves the size.
+        crop: `(height, width)`, not larger than the resized image; None does not crop.
+    """
     height, width, _ = image.shape
-    short = min(height, width)
-    size = (int(side * width / short), int(side * height / short))
-    resized = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC))
-    top, left = (resized.shape[0] - side) // 2, (resized.shape[1] - side) // 2
-    return normalize(resized[top : top + side, left : left + side]).permute(2, 0, 1)
+    if isinstance(resize, int):
+        short = min(height, width)
+        resize = (int(resize * height / short), int(resize * width / short))
+    if resize is not None:
+        image = np.asarray(Image.fromarray(image).resize(resize[::-1], Image.Resampling.BICUBIC))
+    if crop is not None:
+        top, left = (image.shape[0] - crop[0]) // 2, (image.shape[1] - crop[1]) // 2
+        image = image[top : top + crop[0], left : left + crop[1]]
+    return normalize(image).permute(2, 0, 1)
 
 
 def unpack_patches(patches: torch.Tensor, grid: tuple[int, int, int], patch_size: int) -> torch.Tensor:
-    """Flat patches `(t * h * w, 3 * P * P)` back to pixels `(3, t, h * P, w * P)`, patch by patch."""
+    """Flat patches `(t * h * w, 3 * P * P)` back to pixels `(3, t, h * P, w * P)`."""
     frames, rows, columns = grid
-    pixels = torch.empty(3, frames, rows * patch_size, columns * patch_size, dtype=patches.dtype)
-    blocks = iter(patches.view(-1, 3, patch_size, patch_size))
-    for frame in range(frames):
-        for top in range(0, rows * patch_size, patch_size):
-            for left in range(0, columns * patch_size, patch_size):
-                pixels[:, frame, top : top + patch_size, left : left + patch_size] = next(blocks)
-    return pixels
+    blocks = patches.view(frames, rows, columns, 3, patch_size, patch_size)
+    # (t, h, w, 3, P, P) -> (3, t, h, P, w, P)
+    pixels = blocks.permute(3, 0, 1, 4, 2, 5)
+    return pixels.reshape(3, frames, rows * patch_size, columns * patch_size)
 
 
 def image_sample(height: int, width: int, phase: float) -> Sample:
@@ -123,24 +131,20 @@ def clip_sample(height: int, width: int, phase: float, frames: int = CLIP_FRAMES
     return Sample(np.stack([rings(height, width, phase + 0.7 * index) for index in range(frames)]), is_clip=True)
 
 
-def sparse(sample: Sample, patch_size: int, seed: int) -> Sample:
+def sparse(sample: Sample, patch_size: int, seed: int, padded: bool) -> Sample:
     """The sample with two of every five patches kept, in random order."""
     total = int(np.prod(sample.grid(patch_size)))
     kept = np.random.default_rng(seed).permutation(total)[: max(1, 2 * total // 5)]
-    return Sample(sample.frames, sample.is_clip, kept)
+    return Sample(sample.frames, sample.is_clip, kept, padded)
 
 
-IMAGE, VIDEO, MIXED, MULTI, NATIVE, PADDED = "image_448", "video_224", "mixed", "multi", "native", "padded"
+IMAGE, VIDEO, MIXED, MULTI = "image_448", "video_224", "mixed", "multi"
+NATIVE, BATCH, PADDED = "native", "batch", "padded"
+MULTI_IMAGES, MULTI_CLIPS = (224, 336, 1008), (378, 518)
 
 
-def build_cases(patch_size: int, scale: float = 1.0) -> list[Case]:
-    """All cases for a patch size.
-
-    Args:
-        scale: of the sides of the biggest pack; below 1 the case says so.
-    """
-    sides = {side: max(patch_size, round(side * scale)) for side in (224, 336, 1008, 378, 518)}
-    notes = () if scale == 1.0 else (f"sides of the multi pack scaled by {scale:g} to fit memory and time budget",)
+def build_cases(patch_size: int) -> list[Case]:
+    """All cases for a patch size but the biggest pack, which is `multi_case`."""
     clip = clip_sample(224, 224, phase=1.0)
     return [
         Case(IMAGE, "one image of 448x448", (image_sample(448, 448, 0.5),)),
@@ -148,21 +152,41 @@ def build_cases(patch_size: int, scale: float = 1.0) -> list[Case]:
         Case(MIXED, "an image and a clip together", (image_sample(224, 336, 2.0), clip_sample(112, 168, 3.0))),
         Case(
             NATIVE,
-            "sizes that do not divide by the patch size, and a clip of 5 frames",
-            (image_sample(333, 251, 4.0), image_sample(150, 407, 5.0), clip_sample(121, 215, 6.0, frames=5)),
+            "sizes that do not divide by the patch size, two of them with as many patches, and a clip of 5 frames",
+            (
+                *(image_sample(333, 251, 4.0), image_sample(150, 407, 5.0), image_sample(251, 333, 7.0)),
+                clip_sample(121, 215, 6.0, frames=5),
+            ),
         ),
+        Case(BATCH, "two images of one size", (image_sample(224, 168, 6.0), image_sample(224, 168, 1.5))),
         Case(
             PADDED,
-            "two fifths of the patches of a clip, as visible_indices of the padded 64-frame clip",
-            (sparse(clip, patch_size, seed=7),),
-        ),
-        Case(
-            MULTI,
-            "a pack of images of 224, 336 and 1008 and clips of 378 and 518 pixels",
-            (
-                *(image_sample(sides[side], sides[side], side / 100) for side in (224, 336, 1008)),
-                *(clip_sample(sides[side], sides[side], side / 100) for side in (378, 518)),
-            ),
-            notes,
+            "two fifths of a clip's patches, as visible_indices of the padded 64-frame clip and by direct positions",
+            (sparse(clip, patch_size, seed=7, padded=True), sparse(clip, patch_size, seed=8, padded=False)),
         ),
     ]
+
+
+def multi_sides(patch_size: int, scale: float) -> list[tuple[int, int]]:
+    """Frames and side of each sample of the biggest pack."""
+    sides = [(1, side) for side in MULTI_IMAGES] + [(CLIP_FRAMES, side) for side in MULTI_CLIPS]
+    return [(frames, max(patch_size, round(side * scale))) for frames, side in sides]
+
+
+def multi_tokens(patch_size: int, scale: float) -> list[int]:
+    """Patches of each sample of the biggest pack."""
+    return [frames * (side // patch_size) ** 2 for frames, side in multi_sides(patch_size, scale)]
+
+
+def multi_case(patch_size: int, scale: float = 1.0) -> Case:
+    """The biggest pack.
+
+    Args:
+        scale: of all sides; below 1 the case says so.
+    """
+    samples = [
+        image_sample(side, side, side / 100) if frames == 1 else clip_sample(side, side, side / 100, frames)
+        for frames, side in multi_sides(patch_size, scale)
+    ]
+    notes = () if scale == 1.0 else (f"sides of the multi pack scaled by {scale:g} to fit memory and time budget",)
+    return Case(MULTI, "images of 224, 336 and 1008 and clips of 378 and 518 pixels", tuple(samples), notes)

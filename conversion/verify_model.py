@@ -58,13 +58,13 @@ def main(arguments: list[str] | None = None) -> int:
             heads = published["source"]["config"]["num_attention_heads"]
         report = verify_folder(
             VerificationRequest(
-                options.folder,
-                options.source,
-                options.model_name,
-                heads,
-                options.revision,
-                options.attn_implementation,
-                options.time_budget,
+                folder=options.folder,
+                weights=options.source,
+                model_name=options.model_name,
+                num_attention_heads=heads,
+                revision=options.revision,
+                attn_implementation=options.attn_implementation,
+                time_budget=options.time_budget,
             )
         )
         if options.write_report:

@@ -3,10 +3,16 @@
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
+
+# Code of model folders goes into a cache of this process alone: transformers 4.57 keeps it by the folder's last name
+# only, so parallel tests, or what earlier runs left, would get in each other's way. transformers reads it at import.
+_MODULES_CACHE = tempfile.TemporaryDirectory(prefix="llava_vit_modules_")
+os.environ["HF_MODULES_CACHE"] = _MODULES_CACHE.name
 
 ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:

@@ -1,5 +1,5 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
-"""A folder saved under one transformers major loads under the other, with the same outputs, and without the package."""
+"""A folder saved under one transformers major loads under the other with the same outputs, and without the package."""
 
 import json
 import os

@@ -27,7 +27,8 @@ REPOS = {"dense": "user/llava.vit-dense", "packing": "user/llava.vit-packing"}
 ALONE = "import sys\nsys.modules['llava_vit_hf'] = None\n"
 CONSUMER = """
 import numpy as np, torch
-from transformers import AutoImageProcessor, AutoModel, AutoProcessor
+from transformers import AutoModel, AutoProcessor
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 source, output, *republish = sys.argv[1:]
 processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
 model = AutoModel.from_pretrained(source, trust_remote_code=True).eval()
