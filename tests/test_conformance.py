@@ -62,7 +62,7 @@ def converted(conformance, tmp_path_factory):
             ROOT / "conversion" / f"{script}.py",
             "auto",
             conformance / "golden" / "backbone.pt",
-            *("--num_attention_heads", "2", "--output_dir", folder / layout),
+            *("--num_attention_heads", "2", "--output_dir", folder / layout, "--time_budget", "1"),
         )
         assert result.returncode == 0, result.stderr
     return folder

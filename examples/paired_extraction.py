@@ -1,0 +1,106 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Features of two images and two videos with the dense and the packing model, and how they agree."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+from comparisons import compare_features
+from decoding import pixels_digest
+from feature_sets import DENSE_FILE, METADATA_FILE, PACKING_FILE
+from files import sha256_of, write_atomically, write_json
+from PIL import Image
+from provenance import describe_device, describe_model, versions
+from tqdm import tqdm
+from transformers import AutoModel, AutoProcessor
+
+
+FEATURE_LAYER = -2
+INPUT_NAMES = ("image1", "image2", "video1", "video2")
+
+
+def extract(
+    model_path: str, inputs: dict[str, Path], options: argparse.Namespace
+) -> tuple[dict[str, np.ndarray], dict, dict]:
+    """Runs one model over all inputs, one at a time, at native resolution.
+
+    Args:
+        model_path: a dense or a packing model folder or repo.
+        inputs: name (`image...` or `video...`) to file.
+
+    Returns:
+        Features by name, what the processor reports of each input, and what the model is.
+    """
+    dtype = getattr(torch, options.dtype)
+    loading = {"trust_remote_code": True, "revision": options.revision}
+    processor = AutoProcessor.from_pretrained(model_path, **loading)
+    model = AutoModel.from_pretrained(
+        model_path, dtype=dtype, attn_implementation=options.attn_implementation, **loading
+    )
+    model = model.to(options.device or "cpu").eval()
+    features, reports = {}, {}
+    for name, path in tqdm(inputs.items(), desc=model.config.model_type, unit="input"):
+        kind = "images" if name.startswith("image") else "videos"
+        batch = processor(
+            **{kind: [str(path.absolute())]},
+            num_frames=options.num_frames,
+            native_resolution=True,
+            return_metadata=True,
+        )
+        (report,) = batch.pop("metadata")
+        reports[name] = {**report, "pixels_sha256": pixels_digest(batch["pixel_values"].numpy())}
+        with torch.inference_mode():
+            output = model(**batch.to(model.device), vision_feature_layer=FEATURE_LAYER)
+        features[name] = output.hidden_states[0].float().cpu().numpy()
+    return features, reports, describe_model(model, model_path, options.revision)
+
+
+def describe_input(path: Path, report: dict) -> dict:
+    """What a verifier needs to know to repeat the extraction from one file."""
+    description = {"file": path.name, "sha256": sha256_of(path), **report}
+    if path.is_file() and report.get("kind") == "image":
+        with Image.open(path) as image:
+            description.update(width=image.width, height=image.height, mode=image.mode, format=image.format)
+    return description
+
+
+def check_inputs(options: argparse.Namespace) -> dict[str, Path]:
+    """The inputs by name.
+
+    Raises:
+        ValueError: if a file does not exist.
+    """
+    inputs = {name: getattr(options, name) for name in INPUT_NAMES}
+    for name, path in inputs.items():
+        if not path.exists():
+            raise ValueError(f"--{name} {path}: no such file.")
+    return inputs
+
+
+def run(options: argparse.Namespace) -> int:
+    """Extracts, writes and compares. Returns the exit code: 0 only if every input passed."""
+    inputs = check_inputs(options)
+    dense, dense_reports, dense_model = extract(options.hf_model_path, inputs, options)
+    packing, packing_reports, packing_model = extract(options.packing_model_path, inputs, options)
+    metadata = {
+        "feature": f"hidden_states[{FEATURE_LAYER}]",
+        "num_frames": options.num_frames,
+        "dtype": options.dtype,
+        **describe_device(options.device or "cpu"),
+        "versions": versions(),
+        "models": {"dense": dense_model, "packing": packing_model},
+        "inputs": {
+            name: {"dense": describe_input(path, dense_reports[name]), "packing": packing_reports[name]}
+            for name, path in inputs.items()
+        },
+    }
+    folder = options.output_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / DENSE_FILE, lambda stream: np.savez(stream, **dense))
+    write_atomically(folder / PACKING_FILE, lambda stream: np.savez(stream, **packing))
+    write_json(folder / METADATA_FILE, metadata)
+    report = compare_features(dense, packing, options.dtype, options.threshold)
+    report.write(folder)
+    print(report.text())
+    return 0 if report.passed else 1

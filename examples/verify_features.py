@@ -1,0 +1,55 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Compares saved features: of the dense model with the packing model's, or of your run with a published one.
+
+    python examples/verify_features.py --features_dir features
+    python examples/verify_features.py --features_dir features --reference user/model --revision COMMIT
+
+Against a reference it says first whether inputs, frames, processor and weights are the same, by their hashes, and then
+whether the features are. Exit code 0 only if everything passes. Runs no model.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from comparisons import DEFAULT_THRESHOLD, Report, compare_features, compare_runs
+from feature_sets import DENSE_FILE, PACKING_FILE, is_paired, load_features, load_metadata, open_features
+from publishing import find_published
+
+
+def verify(options: argparse.Namespace) -> Report:
+    """Compares as the options say.
+
+    Raises:
+        ValueError: if features are missing or damaged.
+    """
+    folder = options.features_dir
+    dtype = load_metadata(folder)["dtype"]
+    if options.reference is not None:
+        reference = find_published(options.reference, options.revision)
+        return compare_runs(open_features(folder), open_features(reference), options.threshold)
+    if not is_paired(folder):
+        raise ValueError(f"--features_dir {folder} holds the features of one model: pass --reference to compare with.")
+    return compare_features(
+        load_features(folder / DENSE_FILE), load_features(folder / PACKING_FILE), dtype, options.threshold
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--features_dir", type=Path, required=True, help="folder that extract_features.py wrote")
+    parser.add_argument("--reference", help="another run: its folder, or a repo id with features in verification/")
+    parser.add_argument("--revision", help="commit of the reference, when it is a repo; pin one to be repeatable")
+    parser.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="smallest token cosine that passes")
+    options = parser.parse_args(arguments)
+    try:
+        report = verify(options)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(report.text())
+    return 0 if report.passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

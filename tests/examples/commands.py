@@ -1,0 +1,49 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Running the example scripts as users do, and what the tests of them share."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+if str(EXAMPLES) not in sys.path:
+    sys.path.insert(0, str(EXAMPLES))
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """One thread per process, as the machine's cores are shared."""
+    return {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", **extra}
+
+
+def run(script: str, *arguments, env: dict[str, str] | None = None, timeout: float = 240):
+    """Runs an example script to its end."""
+    command = [sys.executable, str(EXAMPLES / script), *map(str, arguments)]
+    return subprocess.run(
+        command,
+        env=env or environment(),
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def run_well(script: str, *arguments, **options) -> str:
+    """What a script printed; it must have exited with 0."""
+    result = run(script, *arguments, **options)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def read_lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

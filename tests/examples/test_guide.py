@@ -1,0 +1,80 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Every command of the guide runs, in order, in what a fresh clone holds."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.examples.commands import EXAMPLES, ROOT, environment
+from tests.loopback_hub import LoopbackHub
+
+
+def code_blocks(guide: str) -> list[tuple[str, str]]:
+    """`(language, code)` of every block."""
+    return re.findall(
+        r"^```(\w+)\n(.*?)^```$", (EXAMPLES / guide).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+
+
+def test_both_languages_give_the_same_commands():
+    english = code_blocks("README.md")
+    assert len(english) >= 10 and english == code_blocks("README_zh.md")
+    headings = [
+        re.findall(r"^## ", (EXAMPLES / name).read_text(encoding="utf-8"), re.MULTILINE)
+        for name in ("README.md", "README_zh.md")
+    ]
+    assert len(headings[0]) == len(headings[1])
+
+
+def test_options_named_in_the_guides_exist():
+    sys.path.insert(0, str(EXAMPLES))
+    from extract_features import build_parser
+
+    known = {option for action in build_parser()._actions for option in action.option_strings}
+    elsewhere = {"--num_attention_heads", "--features_dir", "--reference", "--cpu", "--multi_gpu", "--num_processes"}
+    elsewhere |= {"--num_machines", "--mixed_precision", "--dynamo_backend", "--main_process_port"}
+    for guide in ("README.md", "README_zh.md"):
+        named = set(re.findall(r"(?<![\w-])--[a-z]\w*", (EXAMPLES / guide).read_text(encoding="utf-8")))
+        assert named - known <= elsewhere
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory) -> Path:
+    """What a clone holds, as far as the guide needs it."""
+    folder = tmp_path_factory.mktemp("clone")
+    for name in ("conversion", "examples", "hub_configs", "llava_vit_hf"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "requirements.txt", folder)
+    return folder
+
+
+def test_every_command_runs(clone, tmp_path):
+    with LoopbackHub() as hub:
+        hub.add_token("hf_writer", "your-name")
+        hub.create_repo("your-name/your-model")
+        variables = environment(**hub.client_environment(tmp_path, token="hf_writer"))
+        variables["PATH"] = f"{Path(sys.executable).parent}:{variables['PATH']}"
+        # The requirements are there: pip says so, and can fetch nothing.
+        variables |= {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        outputs = []
+        for language, code in code_blocks("README.md"):
+            command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
+            result = subprocess.run(
+                command,
+                cwd=clone,
+                env=variables,
+                capture_output=True,
+                text=True,
+                stdin=subprocess.DEVNULL,
+                check=False,
+            )
+            assert result.returncode == 0, f"{code}\n{result.stdout}\n{result.stderr}"
+            outputs.append(result.stdout)
+    everything = "\n".join(outputs)
+    assert "made from the same: PASS" in everything and "FAIL" not in everything
+    assert "2 samples" in everything and everything.count("4 samples") >= 2
+    assert "1.mp4 video [0, 9, 18, 27, 36, 45, 54, 63] (8, 9, 11, 128) (128,)" in everything

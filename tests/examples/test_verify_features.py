@@ -1,0 +1,238 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Verification: dense with packing, and a run with a published one, from a folder and from a Hub."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.examples.commands import EXAMPLES, ROOT, contents, environment, read_lines, run, run_well
+from tests.loopback_hub import LoopbackHub
+
+
+sys.path.insert(0, str(EXAMPLES))
+
+import verify_features  # noqa: E402
+from files import write_json  # noqa: E402
+from publishing import publish  # noqa: E402
+
+
+@pytest.fixture
+def mine(four_features, tmp_path):
+    """A copy of the four files' features, to be changed."""
+    return shutil.copytree(four_features, tmp_path / "mine")
+
+
+@pytest.fixture
+def verify(capsys):
+    """Runs the script in this process: its exit code and all it printed."""
+
+    def call(*arguments) -> tuple[int, str]:
+        code = verify_features.main([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
+
+    return call
+
+
+def change_arrays(folder, file: str, change) -> None:
+    with np.load(folder / file) as archive:
+        arrays = {name: archive[name] for name in archive.files}
+    change(arrays)
+    np.savez(folder / file, **arrays)
+
+
+def change_metadata(folder, change) -> None:
+    metadata = json.loads((folder / "metadata.json").read_text())
+    change(metadata)
+    write_json(folder / "metadata.json", metadata)
+
+
+def test_four_files_pass_and_the_report_is_kept(four_features, verify):
+    code, output = verify("--features_dir", four_features)
+    assert code == 0 and output.count("PASS") == 5
+    assert (four_features / "report.txt").read_text() == output
+    report = json.loads((four_features / "report.json").read_text())
+    assert report["passed"] and [row["name"] for row in report["inputs"]] == ["image1", "image2", "video1", "video2"]
+    for name in ("image1", "video1"):
+        with (
+            np.load(four_features / "features_hf.npz") as dense,
+            np.load(four_features / "features_packing.npz") as packing,
+        ):
+            assert dense[name].ndim == 3 and packing[name].ndim == 2 and dense[name].dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda arrays: arrays.update(image1=arrays["image1"][:-1]), "image1: shape"),
+        (lambda arrays: arrays["video2"].__setitem__((0, 0), np.nan), "video2: a value is NaN"),
+        (lambda arrays: arrays.pop("image2"), "image2: missing from the packing features"),
+        (lambda arrays: arrays.update(video1=arrays["video1"] * 1.001), "video1: relative error"),
+        (lambda arrays: arrays.update(video1=arrays["video1"][::-1].copy()), "video1: min cosine"),
+    ],
+)
+def test_faults_fail(mine, verify, change, reason):
+    change_arrays(mine, "features_packing.npz", change)
+    code, output = verify("--features_dir", mine)
+    assert code == 1 and reason in output and output.strip().endswith("FAIL")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("features_hf.npz", None, "features_hf.npz: no such file"),
+        ("features_packing.npz", b"PK nonsense", "not a readable .npz"),
+        ("metadata.json", b"{", "not readable as JSON"),
+        ("metadata.json", b'{"dtype": "float8"}', "the field dtype"),
+    ],
+)
+def test_damaged_folders_are_named(mine, verify, file, content, message):
+    (mine / file).unlink()
+    if content is not None:
+        (mine / file).write_bytes(content)
+    code, output = verify("--features_dir", mine)
+    assert code == 2 and message in output
+
+
+def test_a_published_run_compares_as_the_same(four_features, mine, tmp_path, verify):
+    place = publish(mine, str(tmp_path / "model"))
+    assert place == str(tmp_path / "model" / "verification")
+    code, output = verify("--features_dir", four_features, "--reference", tmp_path / "model")
+    assert code == 0 and output.count("same (") == 4 and "8 of 8 comparisons pass" in output
+    assert "made from the same: PASS" in output
+
+
+def set_hash(metadata, *place):
+    for name in place[:-1]:
+        metadata = metadata[name]
+    metadata[place[-1]] = {"model.safetensors": "0" * 64} if place[-1] == "weights_sha256" else "0" * 64
+
+
+@pytest.mark.parametrize(
+    ("place", "origin", "name"),
+    [
+        (("inputs", "image2", "dense", "sha256"), "inputs", "image2"),
+        (("inputs", "video1", "packing", "pixels_sha256"), "frames", "video1 packing"),
+        (("models", "dense", "processor_sha256"), "processor", "dense"),
+        (("models", "packing", "weights_sha256"), "weights", "packing"),
+    ],
+)
+def test_what_a_run_was_made_from_is_named_before_features(four_features, mine, verify, place, origin, name):
+    change_metadata(mine, lambda metadata: set_hash(metadata, *place))
+    code, output = verify("--features_dir", mine, "--reference", four_features)
+    lines = output.splitlines()
+    different = [index for index, line in enumerate(lines) if "DIFFERENT" in line]
+    assert code == 1 and len(different) == 1
+    assert lines[different[0]].startswith(f"{origin:<10} DIFFERENT: {name}:")
+    assert different[0] < next(index for index, line in enumerate(lines) if "min cos" in line)
+    assert "8 of 8 comparisons pass" in output and output.strip().endswith("not made from the same: FAIL")
+
+
+def test_other_frames_are_told_by_their_numbers(four_features, mine, verify):
+    def other_frames(metadata):
+        metadata["inputs"]["video1"]["dense"]["frame_indices"] = [0, 1, 2, 3, 4, 5, 6, 7]
+
+    change_metadata(mine, other_frames)
+    code, output = verify("--features_dir", mine, "--reference", four_features)
+    assert code == 1 and "video1 dense: frame_indices [0, 1, 2, 3, 4, 5, 6, 7]" in output
+
+
+def test_other_features_of_the_same_origin_fail(four_features, mine, verify):
+    change_arrays(mine, "features_hf.npz", lambda arrays: arrays["image1"].__imul__(1.01))
+    code, output = verify("--features_dir", mine, "--reference", four_features)
+    assert code == 1 and output.count("same (") == 4 and "image1 dense: relative error" in output
+
+
+def test_hashes_that_were_not_recorded_are_not_the_same(four_features, mine, verify):
+    change_metadata(mine, lambda metadata: [model.pop("weights_sha256") for model in metadata["models"].values()])
+    code, output = verify("--features_dir", mine, "--reference", four_features)
+    assert code == 1 and "weights    DIFFERENT: dense was recorded there only" in output
+
+
+def test_many_inputs_compare_by_layer(many_features, tmp_path, verify):
+    code, output = verify("--features_dir", many_features)
+    assert code == 2 and "pass --reference" in output
+    other = shutil.copytree(many_features, tmp_path / "other")
+    code, output = verify("--features_dir", many_features, "--reference", other)
+    assert code == 0 and "198 of 198 comparisons pass" in output
+    lines = (other / "index.jsonl").read_text().splitlines(keepends=True)
+    (other / "index.jsonl").write_text("".join(lines[1:]))
+    code, output = verify("--features_dir", many_features, "--reference", other)
+    assert code == 1 and "00.png pooler: missing from the reference" in output
+
+
+def test_publishing_replaces_a_run_and_hides_paths(many_features, mine, four_files, tmp_path):
+    target = tmp_path / "model" / "verification"
+    publish(many_features, str(tmp_path / "model"))
+    assert contents(target).keys() == contents(many_features).keys()
+    (target / "notes.md").write_text("kept")
+    publish(mine, str(tmp_path / "model"))
+    assert contents(target).keys() == contents(mine).keys() | {"notes.md"}
+    assert str(four_files) in (mine / "metadata.json").read_text()
+    assert not any(str(four_files).encode() in content for content in contents(target).values())
+    with pytest.raises(ValueError, match="nothing to publish"):
+        publish(tmp_path, str(tmp_path / "model"))
+
+
+def test_a_failed_run_is_not_published(four_arguments, tmp_path):
+    arguments = [*four_arguments, "--output_dir", tmp_path / "f", "--publish", tmp_path / "model", "--threshold", 2]
+    result = run("extract_features.py", *arguments)
+    assert result.returncode == 1 and "not published" in result.stderr and not (tmp_path / "model").exists()
+
+
+def test_through_the_hub(four_arguments, four_features, tmp_path):
+    """Publishing is one commit, which a verifier can pin; later commits do not matter then."""
+    with LoopbackHub() as hub:
+        hub.add_token("hf_writer", "user")
+        repo = hub.create_repo("user/model")
+        writer = environment(**hub.client_environment(tmp_path / "writer", token="hf_writer"))
+        published = tmp_path / "published"
+        arguments = [*four_arguments, "--output_dir", published, "--publish"]
+        output = run_well("extract_features.py", *arguments, "user/model", env=writer)
+        assert len(hub.matching("POST", "/commit/")) == 1
+        names = {name for name in repo.files() if name.startswith("verification/")}
+        assert names == {f"verification/{name}" for name in contents(published)}
+        commit = output.split("/commit/")[1].split()[0]
+
+        change_arrays(published, "features_hf.npz", lambda arrays: arrays.pop("image1"))
+        later = [sys.executable, "-c", "import sys, publishing as p; p.publish(p.Path(sys.argv[1]), 'user/model')"]
+        subprocess.run([*later, str(published)], env={**writer, "PYTHONPATH": str(EXAMPLES)}, check=True)
+        reader = environment(**hub.client_environment(tmp_path / "reader"))
+        arguments = ["--features_dir", four_features, "--reference"]
+        output = run_well("verify_features.py", *arguments, "user/model", "--revision", commit, env=reader)
+        assert "made from the same: PASS" in output
+        changed = run("verify_features.py", *arguments, "user/model", env=reader)
+        assert changed.returncode == 1 and "image1 dense: missing from the reference" in changed.stdout
+        missing = run("verify_features.py", *arguments, "user/none", env=reader)
+        assert missing.returncode == 2 and "--reference user/none" in missing.stderr
+        for repo_id in ("user/none", "not a repo id"):
+            with pytest.raises(subprocess.CalledProcessError):
+                command = [later[0], "-c", later[2].replace("user/model", repo_id), str(published)]
+                subprocess.run(command, env={**reader, "PYTHONPATH": str(EXAMPLES)}, check=True, capture_output=True)
+
+
+def test_the_other_transformers_version_gives_the_same(four_arguments, four_features, other_python, tmp_path, verify):
+    command = [other_python, EXAMPLES / "extract_features.py", *four_arguments, "--output_dir", tmp_path]
+    result = subprocess.run(
+        [str(part) for part in command],
+        env=environment(HF_MODULES_CACHE=str(tmp_path / "modules"), PYTHONPATH=""),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    code, output = verify("--features_dir", tmp_path, "--reference", four_features)
+    versions = [json.loads((folder / "metadata.json").read_text())["versions"] for folder in (tmp_path, four_features)]
+    assert versions[0]["transformers"] != versions[1]["transformers"]
+    assert code == 0 and output.count("same (") == 4, output
+
+
+def test_index_lines_hold_what_a_verifier_needs(many_features):
+    for record in read_lines(many_features / "index.jsonl"):
+        assert {"id", "shard", "keys", "grid_thw", "tokens", "sha256", "pixels_sha256"} <= record.keys()
+        assert (many_features / record["shard"]).is_file()
