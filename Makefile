@@ -23,6 +23,7 @@ demo: $(NEW)/ready
 	    --image1 $(DEMO)/1.jpg --image2 $(DEMO)/2.jpg --video1 $(DEMO)/1.mp4 --video2 $(DEMO)/2.mp4 \
 	    --num_frames 8 --output_dir $(DEMO)/features
 	$(NEW)/bin/python examples/verify_features.py --features_dir $(DEMO)/features
+	$(NEW)/bin/python examples/visualize_features.py --features_dir $(DEMO)/features
 
 test: test-new test-old
 
