@@ -4,7 +4,6 @@
 Tensors are handed out one by one from memory-mapped files, so that converting never holds two copies of the weights.
 """
 
-import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +21,7 @@ from conversion.checkpoint_readers import (
     reader_of,
     unwrap_state_dict,
 )
+from conversion.hashing import sha256_of_file
 from conversion.rename_tables import LAYOUT_MARKERS
 
 
@@ -158,15 +158,6 @@ def detect_layout(names: Mapping[str, object], location: str) -> str:
         f"{location} is a checkpoint of another architecture, or an incomplete one. It has {len(names)} tensors: "
         f"{', '.join(sorted(names)[:6])} ... Expected all names of one of these layouts: {expected}."
     )
-
-
-def sha256_of_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in blocks."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _read_folder(folder: Path, location: str) -> Checkpoint:

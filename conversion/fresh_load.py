@@ -22,8 +22,9 @@ import torch  # noqa: E402
 from huggingface_hub import snapshot_download  # noqa: E402
 from transformers import AutoModel, AutoProcessor  # noqa: E402
 
+from conversion.hashing import sha256_of_file  # noqa: E402
 from conversion.hub_client import HubClient  # noqa: E402
-from conversion.model_folder import PublishError, sha256_of  # noqa: E402
+from conversion.model_folder import PublishError  # noqa: E402
 
 
 def main() -> int:
@@ -56,7 +57,7 @@ def check_hashes(request: dict) -> None:
             )
         )
     for name, expected in request["files"].items():
-        found = sha256_of(folder / name) if (folder / name).is_file() else "absent"
+        found = sha256_of_file(folder / name) if (folder / name).is_file() else "absent"
         if found != expected:
             raise PublishError(f"{name} of {request['source']}: sha256 is {found}, expected {expected}.")
 

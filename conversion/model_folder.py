@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conversion.hashing import sha256_of_file
+
 
 CONFIG = "config.json"
 PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
@@ -46,7 +48,7 @@ class ModelFile:
         """Reads a small file, or hashes a weight file in blocks."""
         if path.suffix != ".safetensors":
             return cls.from_bytes(path.name, path.read_bytes())
-        return cls(path.name, path.stat().st_size, sha256_of(path), path=path)
+        return cls(path.name, path.stat().st_size, sha256_of_file(path), path=path)
 
     def git_oid(self) -> str:
         """The id that git gives this content when it is no large file."""
@@ -173,15 +175,6 @@ def content_name(folder: ModelFolder) -> str:
     named = {**folder.files, **{name: file for name, file in folder.reports.items() if name == REPORT}}
     lines = "".join(f"{file.sha256} {name}\n" for name, file in sorted(named.items()))
     return f"{'un' * (folder.unverified is not None)}verified-{hashlib.sha256(lines.encode()).hexdigest()[:12]}"
-
-
-def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file, read in blocks. (That of `conversion.checkpoint` would import torch.)"""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def read_json(path: Path) -> dict:

@@ -19,8 +19,9 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from conversion.checkpoint import Checkpoint, CheckpointError, read_checkpoint, sha256_of_file
+from conversion.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from conversion.convert import resolve_dtype
+from conversion.hashing import sha256_of_file
 from conversion.infer_config import infer_source_config
 from conversion.model_folder import model_file_names
 from conversion.peaked_weights import peaked_state_dict

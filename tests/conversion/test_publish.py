@@ -363,7 +363,7 @@ def with_huge_shard(folder):
 
 def test_file_over_five_gigabytes_is_planned_by_size_and_left_on_disk(folder, monkeypatch):
     shard = with_huge_shard(folder)
-    monkeypatch.setattr("conversion.model_folder.sha256_of", lambda path: f"of {path.name}")
+    monkeypatch.setattr("conversion.model_folder.sha256_of_file", lambda path: f"of {path.name}")
     file = read_model_folder(folder).files[shard.name]
     assert (file.size, file.content, file.path) == (5 * 2**30 + 1, None, shard)
     assert f"5,368,709,121  of {shard.name}  {shard.name}" in PublishResult("", None, "", (file,)).describe()
