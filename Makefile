@@ -27,14 +27,16 @@ demo: $(NEW)/ready
 
 test: test-new test-old
 
-# One thread a process, as many processes as cores; a file's tests stay together for their fixtures.
-PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile
+# One thread a process, as many processes as cores; a file's tests stay together for their fixtures, and the files that
+# take longest go first.
+PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
+SUITE := tests/test_hub_end_to_end.py tests/examples tests
 
 test-new: $(NEW)/ready $(OLD)/ready
-	OMP_NUM_THREADS=1 LLAVA_VIT_OTHER_PYTHON=$(abspath $(OLD))/bin/python $(NEW)/bin/python $(PYTEST) -m "not slow"
+	OMP_NUM_THREADS=1 LLAVA_VIT_OTHER_PYTHON=$(abspath $(OLD))/bin/python $(NEW)/bin/python $(PYTEST) -m "not slow" $(SUITE)
 
 test-old: $(NEW)/ready $(OLD)/ready
-	OMP_NUM_THREADS=1 LLAVA_VIT_OTHER_PYTHON=$(abspath $(NEW))/bin/python $(OLD)/bin/python $(PYTEST) -m "not slow"
+	OMP_NUM_THREADS=1 LLAVA_VIT_OTHER_PYTHON=$(abspath $(NEW))/bin/python $(OLD)/bin/python $(PYTEST) -m "not slow" $(SUITE)
 
 test-slow: $(NEW)/ready $(OLD)/ready
 	LLAVA_VIT_OTHER_PYTHON=$(abspath $(OLD))/bin/python $(NEW)/bin/python -m pytest -m slow

@@ -15,6 +15,8 @@ from conversion.variants import VARIANTS
 from conversion.verification import DEFAULT_TIME_BUDGET, PASS, VerificationError, VerificationRequest, verify_folder
 
 
+# Fields of an old config.json that every conversion writes anew; nothing is lost with them.
+REWRITTEN_FIELDS = ("architectures", "auto_map", "dtype", "torch_dtype", "model_type", "transformers_version")
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -62,6 +64,7 @@ def check_verdict(report: dict, name: str) -> None:
     if report["verdict"] != PASS:
         reasons = "\n".join(f"  {line}" for line in failures(report))
         raise VerificationError(f"verification of {name} is {report['verdict']}:\n{reasons}")
+    print(report["taken_on_trust"])
 
 
 def run_conversion(options: argparse.Namespace, layout: str, source_layout: str | None = None) -> int:
@@ -105,7 +108,8 @@ def run_conversion(options: argparse.Namespace, layout: str, source_layout: str 
         print(f"error: {error}", file=sys.stderr)
         return 2
     for name, reason in summary.dropped.items():
-        print(f"left out {name}: {reason}")
+        if name not in REWRITTEN_FIELDS:
+            print(f"left out {name}: {reason}")
     megabytes = summary.total_bytes / 1e6
     print(f"{request.output_dir}: {layout} model, {summary.num_tensors} tensors, {megabytes:.1f} MB, {summary.dtype}")
     try:

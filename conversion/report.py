@@ -48,11 +48,20 @@ def markdown_report(report: dict) -> str:
         f"The {report['model']['layout']} model in this folder against an independent implementation of the source "
         f"encoder on the weights of `{source['location']}`, {report['created']}, {report['seconds']} s.",
         "",
+        summary_line(report) + ".",
+        "",
+        facts_line(report["model"]["config"]),
+        "",
+        report["taken_on_trust"],
+        "",
         *(f"* {note}" for note in report["notes"]),
         "",
         "## Cases",
         "",
-        "Worst sample of each case. float64 and float32 decide; bfloat16 is reported.",
+        "Worst sample of each case. float64 and float32 decide; bfloat16 is reported: with attention this peaked its "
+        "rounding alone moves single tokens.",
+        "",
+        *(f"* {name}: {case['description']}" for name, case in report["inputs"].items()),
         "",
         *(bounds_line(dtype, bounds) for dtype, bounds in report["bounds"].items()),
         "",
@@ -80,6 +89,15 @@ def markdown_report(report: dict) -> str:
     lines += [f"| {name} | `{value}` |" for name, value in report["model"]["files"].items()]
     lines += [f"| source {name} | `{value}` |" for name, value in source["sha256"].items()]
     return "\n".join(lines) + "\n"
+
+
+def facts_line(config: dict) -> str:
+    """The encoder's sizes in words."""
+    return (
+        f"{config['num_hidden_layers']} layers, hidden size {config['hidden_size']}, {config['num_attention_heads']} "
+        f"heads, MLP {config['intermediate_size']}, patch {config['patch_size']}, {config['layer_norm_type']}, stored "
+        f"as {config.get('dtype') or config.get('torch_dtype')}."
+    )
 
 
 def case_rows(case: dict) -> list[str]:

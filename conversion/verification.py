@@ -96,6 +96,7 @@ def verify_folder(request: VerificationRequest) -> dict:
             "files": folder_hashes(request.folder),
         },
         "source": describe_source(source, config),
+        "taken_on_trust": taken_on_trust(source, config),
         "environment": environment(request.attn_implementation),
         "margins": margins(outcome),
         **outcome,
@@ -212,6 +213,17 @@ def margins(outcome: dict) -> dict:
             "weights": nearest["weights"],
         }
     return margins
+
+
+def taken_on_trust(source: Checkpoint, config: SourceConfig) -> str:
+    """What no comparison can prove, since both sides were told it."""
+    told = "its config.json" if source.config is not None else "the model name or the arguments"
+    return (
+        f"Taken on trust, because weights cannot tell it: {config.num_attention_heads} attention heads (head dim "
+        f"{config.head_dim}), epsilons {config.norm_eps:g} and {config.head_norm_eps:g} (head), rope theta "
+        f"{config.rope_theta:g}. They come from {told} and the pretraining code's defaults; with others the "
+        "verification would pass just as well."
+    )
 
 
 def describe_source(source: Checkpoint, config: SourceConfig) -> dict:

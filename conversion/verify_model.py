@@ -54,7 +54,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         published = read_report(options.folder) if (options.folder / REPORT_FILE).exists() else None
         heads = options.num_attention_heads
-        if published is not None and heads is None and options.model_name == "auto":
+        # Without --source the folder's own config.json tells.
+        if published is not None and heads is None and options.model_name == "auto" and options.source is not None:
             heads = published["source"]["config"]["num_attention_heads"]
         report = verify_folder(
             VerificationRequest(

@@ -20,13 +20,31 @@ FEATURE_LAYER = -2
 INPUT_NAMES = ("image1", "image2", "video1", "video2")
 
 
+def load_processors(options: argparse.Namespace) -> tuple:
+    """The processors of the dense and of the packing model.
+
+    Raises:
+        ValueError: if a path names the other kind of model.
+    """
+    processors = []
+    for argument, kind in (("hf_model_path", "dense"), ("packing_model_path", "packing")):
+        path = getattr(options, argument)
+        processor = AutoProcessor.from_pretrained(path, trust_remote_code=True, revision=options.revision)
+        found = "packing" if processor.image_processor.packing else "dense"
+        if found != kind:
+            raise ValueError(f"--{argument} {path}: this is a {found} model, expected the {kind} one.")
+        processors.append(processor)
+    return tuple(processors)
+
+
 def extract(
-    model_path: str, inputs: dict[str, Path], options: argparse.Namespace
+    model_path: str, processor, inputs: dict[str, Path], options: argparse.Namespace
 ) -> tuple[dict[str, np.ndarray], dict, dict]:
     """Runs one model over all inputs, one at a time, at native resolution.
 
     Args:
         model_path: a dense or a packing model folder or repo.
+        processor: its processor.
         inputs: name (`image...` or `video...`) to file.
 
     Returns:
@@ -34,7 +52,6 @@ def extract(
     """
     dtype = getattr(torch, options.dtype)
     loading = {"trust_remote_code": True, "revision": options.revision}
-    processor = AutoProcessor.from_pretrained(model_path, **loading)
     model = AutoModel.from_pretrained(
         model_path, dtype=dtype, attn_implementation=options.attn_implementation, **loading
     )
@@ -81,8 +98,9 @@ def check_inputs(options: argparse.Namespace) -> dict[str, Path]:
 def run(options: argparse.Namespace) -> int:
     """Extracts, writes and compares. Returns the exit code: 0 only if every input passed."""
     inputs = check_inputs(options)
-    dense, dense_reports, dense_model = extract(options.hf_model_path, inputs, options)
-    packing, packing_reports, packing_model = extract(options.packing_model_path, inputs, options)
+    dense_processor, packing_processor = load_processors(options)
+    dense, dense_reports, dense_model = extract(options.hf_model_path, dense_processor, inputs, options)
+    packing, packing_reports, packing_model = extract(options.packing_model_path, packing_processor, inputs, options)
     metadata = {
         "feature": f"hidden_states[{FEATURE_LAYER}]",
         "num_frames": options.num_frames,

@@ -66,8 +66,8 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
             pixel_values: `(total_tokens, 3 * P * P)` flat patches, each in channel, row, column order; the patches of
                 a sample in `(t, h, w)` order.
             grid_thw: `(samples, 3)` integer, patches along time, height and width. May stay on the CPU.
-            patch_positions: `(total_tokens, 3)` integer `(t, h, w)` of every row. Without it the frames of a clip
-                are at `t = 0 ... T - 1`.
+            patch_positions: `(total_tokens, 3)` integer `(t, h, w)` of every row; `grid_thw` then only gives the
+                lengths. Without it the frames of a clip are at `t = 0 ... T - 1`.
             cu_seqlens: `(samples + 1,)` int32, boundaries of the samples among the rows. Samples that keep only some
                 of their patches say so here, and then need `patch_positions`.
             max_seqlen: tokens of the longest sample. With `cu_seqlens`, `max_seqlen` and `patch_positions` from the

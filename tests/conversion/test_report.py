@@ -39,14 +39,14 @@ def report() -> dict:
         "created": "2026-01-01T00:00:00+00:00",
         "seconds": 1.5,
         "notes": ["a note"],
-        "model": {"layout": "dense", "files": {"model.safetensors": "aa", "config.json": "bb"}},
+        "model": {"layout": "dense", "config": CONFIG, "files": {"model.safetensors": "aa", "config.json": "bb"}},
         "source": {"location": "backbone.pt", "sha256": {"backbone.pt": "cc"}},
         "environment": {"torch": "2"},
         "bounds": {
             "float64": {"min_cosine": 0.999, "relative_error": 1e-8, "max_abs": None},
             "pixels": {"min_cosine": None, "relative_error": None, "max_abs": 1e-6},
         },
-        "inputs": {"image_448": {"grids": [[1, 32, 32]], "sha256": "dd"}},
+        "inputs": {"image_448": {"description": "an image", "grids": [[1, 32, 32]], "sha256": "dd"}},
         "cases": [
             case("image_448", "float64", "FAIL", ["hidden_states[1]: relative error 1 is above 2"]),
             case("image_448", "float32", "PASS"),
@@ -63,8 +63,20 @@ def report() -> dict:
                 "metrics": METRICS,
             },
         ],
+        "taken_on_trust": "the number of heads",
         "margins": {"structural": {"nearest_fault": "leak", "fault": 0.25, "model": 0.05, "weights": "peaked"}},
     }
+
+
+CONFIG = {
+    "num_hidden_layers": 2,
+    "hidden_size": 64,
+    "num_attention_heads": 2,
+    "intermediate_size": 96,
+    "patch_size": 14,
+    "layer_norm_type": "layer_norm",
+    "dtype": "float32",
+}
 
 
 def test_markdown_says_all_of_it(report):
@@ -72,6 +84,9 @@ def test_markdown_says_all_of_it(report):
     for part in (
         "# Verification: FAIL",
         "* a note",
+        "2 layers, hidden size 64, 2 heads, MLP 96, patch 14, layer_norm, stored as float32.",
+        "the number of heads",
+        "* image_448: an image",
         "* float64: min cosine at least 0.999, relative error at most 1e-08",
         "* pixels: max abs at most 1e-06",
         "| image_448 | float64 | last_hidden_state | 0.50000000 | 0.90000000 | 2.00e+00 | 0.25000000 | FAIL |",

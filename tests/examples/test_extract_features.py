@@ -183,6 +183,15 @@ def test_a_dense_model_is_refused_with_a_way_out(models, four_files, tmp_path, c
     assert "convert_vit_preview_v0_hf_to_packing.py" in capsys.readouterr().err
 
 
+def test_exchanged_model_folders_are_refused_before_anything_runs(models, four_files, tmp_path, capsys):
+    arguments = ["--hf_model_path", models / "tiny_packing", "--packing_model_path", models / "tiny_dense"]
+    for name in ("image1", "image2", "video1", "video2"):
+        arguments += [f"--{name}", four_files]
+    assert extract(*arguments, "--output_dir", tmp_path / "features") == 2
+    assert "this is a packing model, expected the dense one" in capsys.readouterr().err
+    assert not (tmp_path / "features").exists()
+
+
 def test_layers_and_shards():
     assert parse_layers("-2, -1,pooler") == [-2, -1, "pooler"]
     assert cut_into_shards(list(range(5)), 2) == [[0, 1], [2, 3], [4]]
