@@ -11,7 +11,7 @@ DEMO := demo_output
 # test-slow     what takes minutes: mutations, kills, all variants, files over 5 GB
 # test-middle   the shipped files with a transformers in between
 
-.PHONY: demo test test-new test-old test-slow test-middle style check clean
+.PHONY: demo test test-new test-old test-slow test-middle style check audit clean
 
 demo: $(NEW)/ready
 	$(NEW)/bin/python conversion/make_demo_inputs.py $(DEMO)
@@ -51,6 +51,19 @@ style: $(NEW)/ready
 
 check: $(NEW)/ready
 	$(NEW)/bin/ruff check . && $(NEW)/bin/ruff format --check .
+
+# Known vulnerabilities of what is installed. Needs the internet, so it is no part of `make test`; without an answer it
+# fails, where pip-audit's default service would skip every package and exit with 0.
+AUDIT := $(VENV)/audit
+
+audit: $(NEW)/ready $(OLD)/ready $(AUDIT)/ready
+	$(AUDIT)/bin/pip-audit --strict --vulnerability-service osv --path "$$($(NEW)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(AUDIT)/bin/pip-audit --strict --vulnerability-service osv --path "$$($(OLD)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+
+$(AUDIT)/ready:
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet pip-audit
+	touch $@
 
 clean:
 	rm -rf $(VENV) $(DEMO)

@@ -37,7 +37,8 @@ FLOAT_DTYPES = {
 
 _REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _REPO_FILES = ["*.json", "*.safetensors", "*.txt"]
-_MAX_JSON_BYTES = 2**26
+# More than any config.json or index of a checkpoint has.
+MAX_JSON_BYTES = 64 * 2**20
 
 
 class Checkpoint:
@@ -107,7 +108,7 @@ class Checkpoint:
             )
 
 
-def read_checkpoint(path: str | Path, revision: str | None = None) -> Checkpoint:
+def read_checkpoint(path: str | Path, revision: str | None = None, max_json_bytes: int = MAX_JSON_BYTES) -> Checkpoint:
     """Opens a checkpoint; weights are read when asked for.
 
     Args:
@@ -115,6 +116,7 @@ def read_checkpoint(path: str | Path, revision: str | None = None) -> Checkpoint
             `pytorch_model.bin`), or the id of a repository on the Hub, `user/name`, of which only JSON, safetensors
             and text files are fetched. What exists locally is preferred.
         revision: branch, tag or commit of the repository; only for an id.
+        max_json_bytes: a larger `config.json` or index beside the weights is an error.
 
     Raises:
         CheckpointError: if it is missing, unreadable, cut short, of another architecture, not a plain state dict, or
@@ -122,11 +124,11 @@ def read_checkpoint(path: str | Path, revision: str | None = None) -> Checkpoint
     """
     location = Path(path)
     if location.is_dir():
-        return _read_folder(location, str(location))
+        return _read_folder(location, str(location), max_json_bytes)
     if location.is_file():
         return Checkpoint(str(location), [reader_of(location)], (location,))
     if _REPO_ID.fullmatch(str(path)) and location.suffix not in (*PICKLE_SUFFIXES, ".safetensors"):
-        return _read_folder(_download(str(path), revision), str(path))
+        return _read_folder(_download(str(path), revision), str(path), max_json_bytes)
     raise CheckpointError(
         f"{path} does not exist. Expected a .pt, .pth or .safetensors file, a model folder, or a repository id "
         "(user/name)."
@@ -160,10 +162,10 @@ def detect_layout(names: Mapping[str, object], location: str) -> str:
     )
 
 
-def _read_folder(folder: Path, location: str) -> Checkpoint:
-    files, indexed = _weight_files(folder)
+def _read_folder(folder: Path, location: str, max_json_bytes: int) -> Checkpoint:
+    files, indexed = _weight_files(folder, max_json_bytes)
     config_file = folder / "config.json"
-    config = _read_json(config_file) if config_file.is_file() else None
+    config = _read_json(config_file, max_json_bytes) if config_file.is_file() else None
     checkpoint = Checkpoint(location, [reader_of(file) for file in files], tuple(files), config)
     missing = sorted(set(strip_prefixes(list(indexed))) - set(checkpoint.specs))
     if missing:
@@ -171,36 +173,41 @@ def _read_folder(folder: Path, location: str) -> Checkpoint:
     return checkpoint
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], Iterable[str]]:
+def _weight_files(folder: Path, max_json_bytes: int) -> tuple[list[Path], Iterable[str]]:
     """The weight files of a model folder, by transformers' order of preference, and the names their index lists."""
     for stem in ("model.safetensors", "pytorch_model.bin"):
         index = folder / f"{stem}.index.json"
         if (folder / stem).is_file():
             return [folder / stem], ()
         if index.is_file():
-            return _shards(index)
+            return _shards(index, max_json_bytes)
     raise CheckpointError(
         f"{folder} is no model folder: expected model.safetensors, model.safetensors.index.json or pytorch_model.bin."
     )
 
 
-def _shards(index: Path) -> tuple[list[Path], Iterable[str]]:
-    weight_map = _read_json(index).get("weight_map")
+def _shards(index: Path, max_json_bytes: int) -> tuple[list[Path], Iterable[str]]:
+    weight_map = _read_json(index, max_json_bytes).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise CheckpointError(f"{index} has no weight_map; expected tensor names mapped to file names.")
     if not all(isinstance(name, str) and name == Path(name).name for name in weight_map.values()):
         raise CheckpointError(f"{index} names files outside its folder; expected bare file names in weight_map.")
     names = sorted(set(weight_map.values()))
-    missing = [name for name in names if not (index.parent / name).is_file()]
+    present = {path.name for path in index.parent.iterdir() if path.is_file()}
+    missing = [name[:200] for name in names if name not in present]
     if missing:
         raise CheckpointError(f"{index} names files that are missing: {', '.join(missing)}. Download them again.")
     return [index.parent / name for name in names], weight_map
 
 
-def _read_json(path: Path) -> dict:
+def _read_json(path: Path, max_json_bytes: int) -> dict:
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} is larger than {_MAX_JSON_BYTES} bytes, which no such file is.")
+        size = path.stat().st_size
+        if size > max_json_bytes:
+            raise CheckpointError(
+                f"{path}: {size} bytes, more than max_json_bytes={max_json_bytes}, which no such file has. "
+                "Get it again."
+            )
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, CheckpointError):

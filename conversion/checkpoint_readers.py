@@ -8,6 +8,7 @@ import math
 import pickle
 import re
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -142,12 +143,39 @@ class PickleReader:
 
     def _load(self) -> dict[str, torch.Tensor]:
         if self._tensors is None:
+            if self._mapped:
+                self._check_archive()
             try:
                 content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
             except _UNPICKLING_ERRORS as error:
                 raise CheckpointError(self._explain(error)) from error
             self._tensors = unwrap_state_dict(content, self.path)
+            self._check_size()
         return self._tensors
+
+    def _check_archive(self) -> None:
+        """Refuses a zip whose members expand: torch.save does not compress."""
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                expanded = sum(member.file_size for member in archive.infolist())
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise CheckpointError(self._explain(error)) from error
+        size = self.path.stat().st_size
+        if expanded > size:
+            raise CheckpointError(
+                f"{self.path} expands from {size} to {expanded} bytes, which no file of torch.save does. Save it "
+                "again, best as safetensors."
+            )
+
+    def _check_size(self) -> None:
+        """Refuses tensors that say more than the file holds, by repeating one storage."""
+        size = self.path.stat().st_size
+        total = sum(tensor.nbytes for tensor in self._tensors.values())
+        if total > size:
+            raise CheckpointError(
+                f"{self.path}: its tensors add up to {total} bytes, but the file has {size}. Save it again "
+                "with a clone() of every tensor, best as safetensors."
+            )
 
     def _explain(self, error: Exception) -> str:
         forbidden = re.search(r"(?:GLOBAL|callable|class|type) ([\w.]+)", str(error))

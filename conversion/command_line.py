@@ -5,11 +5,12 @@ import argparse
 import sys
 from pathlib import Path
 
+from conversion.arguments import ArgumentParser
 from conversion.checkpoint import Checkpoint
 from conversion.convert import CheckpointError
-from conversion.model_folder import PublishError
+from conversion.model_folder import PublishError, PublishInputError
 from conversion.pipeline import ConversionRequest, convert_folder
-from conversion.publish_options import add_publish_arguments, push_from_options
+from conversion.publish_options import add_publish_arguments, check_publish_options, push_from_options
 from conversion.report import failures, summary_line, write_report
 from conversion.variants import VARIANTS
 from conversion.verification import DEFAULT_TIME_BUDGET, PASS, VerificationError, VerificationRequest, verify_folder
@@ -20,13 +21,13 @@ REWRITTEN_FIELDS = ("architectures", "auto_map", "dtype", "torch_dtype", "model_
 DTYPES = ("float32", "bfloat16", "float16")
 
 
-def conversion_parser(description: str, named: bool) -> argparse.ArgumentParser:
+def conversion_parser(description: str, named: bool) -> ArgumentParser:
     """Arguments of a conversion script.
 
     Args:
         named: whether it takes a variant's name before the weights.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(description)
     if named:
         parser.add_argument("model_name", metavar="MODEL_NAME", help=f"auto, or one of {', '.join(VARIANTS)}")
         parser.add_argument("weights", metavar="WEIGHT_PATH", help=".pt, .pth or .safetensors file, folder or repo id")
@@ -72,6 +73,12 @@ def run_conversion(options: argparse.Namespace, layout: str, source_layout: str 
     push = getattr(options, "push_to_hub", None)
     if push and options.skip_verification and not options.allow_unverified:
         print("error: --push_to_hub needs the verification, or --allow_unverified to go without.", file=sys.stderr)
+        return 2
+    try:
+        if push:
+            check_publish_options(options)
+    except PublishInputError as error:
+        print(f"error: {error}", file=sys.stderr)
         return 2
     request = ConversionRequest(
         weights=options.weights,

@@ -13,12 +13,10 @@ from torch.nn import functional as F
 
 from conversion.metrics import Bounds, compare
 from conversion.pipeline import build_processor, staging_folder
+from conversion.verification_inputs import CLIP_MEAN, CLIP_STD
 from llava_vit_hf import LlavaViTConfig, LlavaViTPackingConfig
 from llava_vit_hf.grid_llava_vit import TEMPORAL_CONTEXT, frame_positions
 
-
-CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
-CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
 
 COCO_IMAGE_URL = "http://images.cocodataset.org/val2017/000000039769.jpg"
 
@@ -72,6 +70,7 @@ def interpolate_frame_indices(
     Raises:
         ValueError: if a shape or dtype is another one, or a count is below 1.
     """
+    _require_tensors(frame_indices=frame_indices, total_frames=total_frames)
     if frame_indices.ndim != 2 or total_frames.shape != frame_indices.shape[:1]:
         raise ValueError(
             f"frame_indices must be (B, T) and total_frames (B,), found {tuple(frame_indices.shape)} and "
@@ -79,6 +78,7 @@ def interpolate_frame_indices(
         )
     if frame_indices.is_floating_point() or total_frames.is_floating_point():
         raise ValueError("frame_indices and total_frames must be integer tensors.")
+    _require_integers(target_frames=target_frames)
     if target_frames < 1 or (total_frames < 1).any():
         raise ValueError("total_frames and target_frames must be at least 1.")
     intervals = (total_frames - 1).clamp(min=1).unsqueeze(1)
@@ -99,6 +99,8 @@ def get_synthesized_video(real_image_tensor: torch.Tensor, num_frames: int = 8, 
     Raises:
         ValueError: if the image has another shape, or `num_frames` or `size` cannot be.
     """
+    _require_tensors(real_image_tensor=real_image_tensor)
+    _require_integers(num_frames=num_frames, size=size)
     if real_image_tensor.ndim != 4 or tuple(real_image_tensor.shape[:2]) != (1, 3):
         raise ValueError(f"real_image_tensor must be (1, 3, H, W), found {tuple(real_image_tensor.shape)}.")
     if num_frames < 1 or size < 2 * num_frames:
@@ -121,6 +123,10 @@ def compute_patch_positions_with_interpolated_temporal(
     Raises:
         ValueError: if `interpolated_indices` has another shape.
     """
+    _require_tensors(interpolated_indices=interpolated_indices)
+    _require_integers(h_patches=h_patches, w_patches=w_patches)
+    if not 0 <= h_patches < 2**31 or not 0 <= w_patches < 2**31:
+        raise ValueError(f"h_patches and w_patches must be from 0 to 2**31 - 1, found {h_patches} and {w_patches}.")
     if interpolated_indices.ndim != 2:
         raise ValueError(f"interpolated_indices must be (B, T), found {tuple(interpolated_indices.shape)}.")
     return frame_positions(interpolated_indices.flatten(), h_patches, w_patches, device)
@@ -134,6 +140,7 @@ def compute_cosine_similarity(feat1: torch.Tensor, feat2: torch.Tensor, name: st
         False. To pass: equal shapes, finite values, minimum cosine of at least 0.99, and a relative error of at most
         1e-4, or 2e-2 if one of the two is of a 16-bit type. On a mismatch of shapes the numbers are NaN.
     """
+    _require_tensors(feat1=feat1, feat2=feat2)
     comparison = compare(feat1, feat2)
     precision = "half" if min(feat1.dtype.itemsize, feat2.dtype.itemsize) < 4 else "full"
     reasons = Bounds(min_cosine=MIN_COSINE, relative_error=RELATIVE_ERROR[precision]).check(comparison)
@@ -183,6 +190,18 @@ def save_model_with_processor(model: torch.nn.Module, output_dir: str | Path, im
     with staging_folder(Path(output_dir)) as folder:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+
+
+def _require_tensors(**values: object) -> None:
+    for name, value in values.items():
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name} must be a torch tensor, found {type(value).__name__}.")
+
+
+def _require_integers(**values: object) -> None:
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise TypeError(f"{name} must be an integer, found {value!r}.")
 
 
 def _download(url: str) -> bytes:

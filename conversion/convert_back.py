@@ -19,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 
+from conversion.arguments import ArgumentParser  # noqa: E402
 from conversion.checkpoint import CheckpointError, read_checkpoint  # noqa: E402
 from conversion.command_line import add_output_arguments, check_verdict, run_conversion  # noqa: E402
 from conversion.convert import converted_state_dict, infer_source_config, table_between  # noqa: E402
@@ -67,7 +68,7 @@ def write_checkpoint(options: argparse.Namespace) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("weights", metavar="FOLDER", help="dense or packing model folder")
     parser.add_argument("--to", choices=("dense", "source"), required=True)
     parser.add_argument("--output", type=Path, required=True, help="model folder (dense) or checkpoint file (source)")

@@ -42,6 +42,9 @@ ADVICE = {
 }
 
 
+UPLOAD_AGAIN = "Publish again: what was uploaded is not sent again."
+
+
 class RepoState(NamedTuple):
     """A repo at one commit. `files` maps paths to what the Hub says of them, `model_type` is its config.json's."""
 
@@ -65,18 +68,25 @@ def is_transient(error: BaseException) -> bool:
     return isinstance(error, NETWORK_ERRORS) and not isinstance(error, LASTING_ERRORS)
 
 
-def failure(action: str, error: BaseException) -> PublishError:
-    """The error that a user sees: what was tried, the Hub's answer, its cause, and what to do. Without the token."""
+def failure(action: str, error: BaseException, advice: str = "Try again when the Hub can be reached.") -> PublishError:
+    """The error that a user sees: what was tried, the Hub's answer, its cause, and what to do. Without the token.
+
+    Args:
+        advice: what to do where the answer has no status that says it.
+    """
     status, parts = status_of(error), [str(error).strip() or type(error).__name__]
     if status is None and error.__cause__ is not None:
         # The client wraps what happened to a large file.
         error = error.__cause__
         status = status_of(error)
-        parts.append(f"Cause: {error}")
+        if str(error) not in parts[0]:
+            parts.append(f"Cause: {error}")
     said = getattr(getattr(error, "response", None), "headers", {}).get("X-Error-Message")
     if said and said not in " ".join(parts):
         parts.append(said)
-    parts.append(ADVICE.get(status, "Publish again: what was uploaded is not sent again."))
+    # The client says itself how to leave its offline mode.
+    if not isinstance(error, OfflineModeIsEnabled):
+        parts.append(ADVICE.get(status, advice))
     text = " ".join(" ".join(parts).split())
     token = get_token()
     return PublishError(f"{action} failed: {text.replace(token, '***') if token else text}")
@@ -198,12 +208,12 @@ class HubClient:
                 # RuntimeError: the client gave up on a large file. ValueError: the Hub refused the card, or its answer
                 # to the commit was no JSON.
                 if 400 <= (status_of(error) or 0) < 500 and not is_transient(error) and status_of(error) != 412:
-                    raise failure(action, error) from error
+                    raise failure(action, error, UPLOAD_AGAIN) from error
                 landed = self._landed(repo_id, revision, parent, files, deleted)
                 if landed:
                     return landed
                 if wait is None or not is_transient(error):
-                    raise failure(action, error) from error
+                    raise failure(action, error, UPLOAD_AGAIN) from error
                 self.sleep(wait_before_retry(action, error, wait))
 
     def _landed(

@@ -83,7 +83,7 @@ def stored_architecture(checkpoint: Checkpoint) -> dict:
     if config is None:
         return {}
     model_type = config.get("model_type")
-    if model_type is not None and MODEL_TYPE_LAYOUTS.get(model_type, "source") != checkpoint.layout:
+    if model_type is not None and MODEL_TYPE_LAYOUTS.get(str(model_type), "source") != checkpoint.layout:
         raise CheckpointError(
             f"config.json of {checkpoint.location} says model_type={model_type!r}, but the weights beside it have the "
             f"{checkpoint.layout} layout. Known model types: {MODEL_TYPE_LAYOUTS}."
@@ -183,9 +183,10 @@ def _agreed_heads(claims: list[tuple[str, dict]], location: str) -> int:
             f"{location}: the number of attention heads cannot be told from weights. Pass num_attention_heads "
             f"(--num_attention_heads), or as model_name one of {', '.join(VARIANTS)}."
         )
+    for _, value in heads:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise CheckpointError(f"{location}: num_attention_heads must be an integer, found {value!r}.")
     if len({value for _, value in heads}) > 1:
         found = ", ".join(f"{value} by {origin}" for origin, value in heads)
         raise CheckpointError(f"{location}: the number of attention heads is contradictory: {found}.")
-    if isinstance(heads[0][1], bool) or not isinstance(heads[0][1], int):
-        raise CheckpointError(f"{location}: num_attention_heads must be an integer, found {heads[0][1]!r}.")
     return heads[0][1]

@@ -7,7 +7,6 @@ The weights are random with peaked attention, so that dense and packing could di
 media are formulas; their sizes do not divide by the patch size.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from conversion.arguments import ArgumentParser  # noqa: E402
 from conversion.peaked_weights import peaked_state_dict  # noqa: E402
 from conversion.source_encoder import SourceConfig  # noqa: E402
 from conversion.verification_inputs import rings  # noqa: E402
@@ -40,7 +40,7 @@ def write_video(path: Path, frames: int, height: int, width: int) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("folder", type=Path, help="where backbone.pt, 1.jpg, 2.jpg, 1.mp4 and 2.mp4 go")
     folder = parser.parse_args(arguments).folder
     folder.mkdir(parents=True, exist_ok=True)

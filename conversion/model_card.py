@@ -13,7 +13,9 @@ from huggingface_hub import ModelCard, ModelCardData
 from safetensors import SafetensorError, safe_open
 
 from conversion.hub_configs import fitting_variant, read_card_data
-from conversion.model_folder import REPORT, ModelFolder, PublishError
+from conversion.json_shape import NONE, NUMBER, check_shape
+from conversion.model_folder import CONFIG, REPORT, ModelFolder, PublishError, PublishInputError
+from llava_vit_hf import LlavaViTConfig
 
 
 TEMPLATE = Path(__file__).with_name("card_template.md")
@@ -23,6 +25,19 @@ NOTICE = "> **Not verified by llava_vit_hf:**"
 LICENSE = "apache-2.0"
 PIPELINE_TAG = "image-feature-extraction"
 TAGS = ("custom_code", "vision", "image-feature-extraction", "video", "llava-vit")
+# What the tables take for granted, in reports of any age.
+_METRICS = {f"{name}?": (*NUMBER, NONE) for name in ("min_cosine", "relative_error", "max_abs")}
+_REPORT = {
+    "source?": ({"sha256?": {str: str}}),
+    "bounds?": {str: _METRICS},
+    "notes?": [str],
+    "cases?": [{"arrays?": {"hidden_states?": [{**_METRICS, "relative_error": (*NUMBER, NONE)}]}}],
+    "controls?": [{"metrics?": _METRICS}],
+    "inputs?": {str: {"grids?": [[int]]}},
+    "environment?": dict,
+}
+_FACTS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "patch_size")
+_FACTS += ("layer_norm_type", "layer_norm_eps", "head_norm_eps", "rope_theta")
 REPEAT_COMMAND = "python conversion/verify_model.py MODEL_FOLDER --source backbone.pt"
 
 
@@ -101,6 +116,10 @@ def verification_section(folder: ModelFolder) -> str:
     if folder.report is None:
         return f"None: {folder.unverified}."
     report = folder.report
+    check_shape(report, _REPORT, folder.path / REPORT, PublishInputError)
+    for case in report.get("cases", ()):
+        arrays = {name: metrics for name, metrics in case.get("arrays", {}).items() if name != "hidden_states"}
+        check_shape(arrays, {str: _METRICS}, folder.path / REPORT, PublishInputError, "arrays")
     source = report.get("source") or {}
     hashes = ", ".join(f"`{name}` sha256 `{digest}`" for name, digest in (source.get("sha256") or {}).items())
     outcome = "" if folder.unverified is None else f" It does not prove this model: {folder.unverified}."
@@ -170,8 +189,17 @@ def table(heads: tuple[str, ...], rows: list[tuple]) -> str:
 
 
 def facts_table(folder: ModelFolder) -> str:
-    """What `config.json` and the weights say."""
+    """What `config.json` and the weights say.
+
+    Raises:
+        PublishInputError: if they cannot be.
+    """
     config, (parameters, dtypes) = folder.config, weight_facts(folder)
+    check_shape(config, dict.fromkeys(_FACTS, object), folder.path / CONFIG, PublishInputError)
+    try:
+        LlavaViTConfig(**{name: config[name] for name in _FACTS})
+    except ValueError as error:
+        raise PublishInputError(f"{folder.path / CONFIG}: {error}") from error
     head_dim = config["hidden_size"] // config["num_attention_heads"]
     rows = [
         ("layout", f"{folder.layout} (`model_type: {config['model_type']}`)"),
@@ -214,8 +242,9 @@ def weight_facts(folder: ModelFolder) -> tuple[int, list[str]]:
 
 def _template_fields(folder: ModelFolder, repo_id: str, pin: str) -> dict:
     config, processor = folder.config, folder.processor
+    crop = processor.get("crop_size") or config.get("image_size")
     code = [file for name, file in folder.files.items() if name.endswith(".py")]
-    data = [file for name, file in folder.files.items() if not name.endswith(".py")]
+    data = [file for name, file in (folder.files | folder.reports).items() if not name.endswith(".py")]
     return {
         "title": repo_id.split("/")[-1],
         "repo_id": repo_id,
@@ -225,7 +254,7 @@ def _template_fields(folder: ModelFolder, repo_id: str, pin: str) -> dict:
         "begin": BEGIN,
         "end": END,
         "facts": facts_table(folder),
-        "image_size": processor.get("crop_size", {}).get("height", config.get("image_size")),
+        "image_size": crop.get("height") if isinstance(crop, dict) else crop,
         "num_frames": processor.get("num_frames", 8),
         "patch_size": config["patch_size"],
         "hidden_size": config["hidden_size"],

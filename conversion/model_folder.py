@@ -7,17 +7,22 @@ code that `auto_map` leads to. Whatever else lies in the folder is a stranger, a
 
 import hashlib
 import json
+import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from conversion.hashing import sha256_of_file
+from conversion.json_shape import check_shape
 
 
 CONFIG = "config.json"
 PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
+# More than any configuration, index or report of a model has.
+MAX_JSON_BYTES = 64 * 2**20
 REPORT, REPORT_PAGE, CARD = "verification.json", "VERIFICATION.md", "README.md"
 LAYOUTS = {"llava_vit": "dense", "llava_vit_packing": "packing"}
 SCHEMA_VERSION = 1
@@ -27,6 +32,10 @@ _RELATIVE_IMPORT = re.compile(r"^[ \t]*(?:from[ \t]+\.(\w+)[ \t]+import|import[ 
 
 class PublishError(ValueError):
     """A folder that cannot be published, or a publication that failed; the message says why and what to do."""
+
+
+class PublishInputError(PublishError):
+    """A folder or argument that is not what it must be, told before anything is asked of the Hub."""
 
 
 @dataclass(frozen=True)
@@ -91,18 +100,20 @@ def model_file_names(folder: Path) -> list[str]:
     """The names of the files that make up the model in `folder`, sorted.
 
     Raises:
-        PublishError: if one is missing, is not JSON, or `auto_map` points into another repo.
+        PublishInputError: if one is missing, is not JSON, or `auto_map` points into another repo.
     """
     config = read_json(folder / CONFIG)
     if not (folder / PROCESSOR_CONFIGS[0]).is_file():
-        raise PublishError(f"{folder} has no {PROCESSOR_CONFIGS[0]}. Convert the checkpoint again to have one made.")
+        raise PublishInputError(
+            f"{folder} has no {PROCESSOR_CONFIGS[0]}. Convert the checkpoint again to have one made."
+        )
     configs = [CONFIG, *(name for name in PROCESSOR_CONFIGS if (folder / name).is_file())]
     names = {*configs, *_weight_names(folder)}
     for name in configs:
         names |= _code_names(folder, name, (config if name == CONFIG else read_json(folder / name)).get("auto_map"))
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
-        raise PublishError(f"{folder} lacks {', '.join(missing)}, which its configuration or index names.")
+        raise PublishInputError(f"{folder} lacks {', '.join(missing)}, which its configuration or index names.")
     return sorted(names)
 
 
@@ -110,23 +121,25 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
     """Reads and hashes what there is to publish, and compares it with the folder's verification report.
 
     Raises:
-        PublishError: if the folder is no complete model folder of this project, or its report cannot be read.
+        PublishInputError: if the folder is no complete model folder of this project, or its report cannot be read.
         OSError: if a file cannot be read.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise PublishError(f"{folder} is no folder. Expected a converted model folder.")
+        raise PublishInputError(f"{folder} is no folder. Expected a converted model folder.")
     config = read_json(folder / CONFIG)
-    if config.get("model_type") not in LAYOUTS:
-        raise PublishError(
+    if not isinstance(config.get("model_type"), str) or config["model_type"] not in LAYOUTS:
+        raise PublishInputError(
             f"{folder / CONFIG} says model_type={config.get('model_type')!r}, expected one of {', '.join(LAYOUTS)}."
         )
-    files = {name: ModelFile.read(folder / name) for name in model_file_names(folder)}
+    names = model_file_names(folder)
+    _refuse_links(folder, (*names, REPORT, REPORT_PAGE, CARD))
+    files = {name: ModelFile.read(folder / name) for name in names}
     report = read_json(folder / REPORT) if (folder / REPORT).is_file() else None
     hashes = {name: file.sha256 for name, file in files.items()}
     unverified, concerns = verdict_on(hashes, report)
-    names = (REPORT, REPORT_PAGE) if concerns else ()
-    reports = {name: ModelFile.read(folder / name) for name in names if (folder / name).is_file()}
+    told = (REPORT, REPORT_PAGE) if concerns else ()
+    reports = {name: ModelFile.read(folder / name) for name in told if (folder / name).is_file()}
     readme = folder / CARD
     return ModelFolder(
         path=folder,
@@ -136,7 +149,7 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
         files=files,
         reports=reports,
         report=json.loads(reports[REPORT].content) if reports else None,
-        readme=readme.read_text(encoding="utf-8") if readme.is_file() else None,
+        readme=_read_text(readme) if readme.is_file() else None,
         left_out=_left_out(folder, {*files, *reports, CARD}),
         unverified=unverified,
     )
@@ -177,21 +190,39 @@ def content_name(folder: ModelFolder) -> str:
     return f"{'un' * (folder.unverified is not None)}verified-{hashlib.sha256(lines.encode()).hexdigest()[:12]}"
 
 
-def read_json(path: Path) -> dict:
+def read_json(
+    path: Path, advice: str = "Expected a converted model folder.", max_json_bytes: int = MAX_JSON_BYTES
+) -> dict:
     """Reads a JSON object.
 
+    Args:
+        advice: the end of the message for a missing file.
+        max_json_bytes: a larger file is an error.
+
     Raises:
-        PublishError: if the file is missing or holds something else.
+        PublishInputError: if the file is missing or holds something else.
     """
     try:
+        size = path.stat().st_size
+        if size > max_json_bytes:
+            raise PublishInputError(f"{path}: {size} bytes, more than max_json_bytes={max_json_bytes}.")
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise PublishError(f"{path} does not exist. Expected a converted model folder.") from None
-    except ValueError as error:
-        raise PublishError(f"{path} is not JSON: {error}.") from error
+        raise PublishInputError(f"{path} does not exist. {advice}") from None
+    except PublishError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise PublishInputError(f"{path} is not JSON: {error}.") from error
     if not isinstance(data, dict):
-        raise PublishError(f"{path} holds a {type(data).__name__}, expected a JSON object.")
+        raise PublishInputError(f"{path} holds a {type(data).__name__}, expected a JSON object.")
     return data
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise PublishInputError(f"{path} is not UTF-8 text: {error}.") from error
 
 
 def _weight_names(folder: Path) -> set[str]:
@@ -200,20 +231,24 @@ def _weight_names(folder: Path) -> set[str]:
         return {WEIGHTS}
     shards = read_json(folder / WEIGHTS_INDEX).get("weight_map") if (folder / WEIGHTS_INDEX).is_file() else None
     if not isinstance(shards, dict) or not shards:
-        raise PublishError(f"{folder} has neither {WEIGHTS} nor a {WEIGHTS_INDEX} with a weight_map.")
+        raise PublishInputError(f"{folder} has neither {WEIGHTS} nor a {WEIGHTS_INDEX} with a weight_map.")
     foreign = sorted({str(name) for name in shards.values() if not re.fullmatch(r"[\w-]+\.safetensors", str(name))})
     if foreign:
-        raise PublishError(f"{folder / WEIGHTS_INDEX} names {foreign[0]!r}, expected safetensors files beside it.")
+        raise PublishInputError(
+            f"{folder / WEIGHTS_INDEX} names {foreign[0]!r}, expected safetensors files beside it."
+        )
     return {WEIGHTS_INDEX, *shards.values()}
 
 
 def _code_names(folder: Path, config_name: str, auto_map: dict | None) -> set[str]:
     """The Python files that `auto_map` leads to, through relative imports, as the remote loader follows them."""
+    check_shape(auto_map or {}, {str: (str, list)}, folder / config_name, PublishInputError, "auto_map")
     values = [[value] if isinstance(value, str) else value for value in (auto_map or {}).values()]
     classes = [entry for value in values for entry in value if entry]
+    check_shape(classes, [str], folder / config_name, PublishInputError, "auto_map")
     foreign = [entry for entry in classes if not re.fullmatch(r"\w+\.\w+", entry)]
     if foreign:
-        raise PublishError(
+        raise PublishInputError(
             f"{folder / config_name}: auto_map names {foreign[0]!r}, expected module.Class in the folder itself."
         )
     names, waiting = set(), [entry.split(".")[0] for entry in classes]
@@ -221,15 +256,25 @@ def _code_names(folder: Path, config_name: str, auto_map: dict | None) -> set[st
         name = f"{waiting.pop()}.py"
         if name not in names:
             names.add(name)
-            source = (folder / name).read_text(encoding="utf-8") if (folder / name).is_file() else ""
+            source = _read_text(folder / name) if (folder / name).is_file() else ""
             waiting += [a or b for a, b in _RELATIVE_IMPORT.findall(source)]
     return names
+
+
+def _refuse_links(folder: Path, names: Iterable[str]) -> None:
+    """A link would publish what lies elsewhere on this machine under a file name of the model."""
+    links = [name for name in names if (folder / name).is_symlink()]
+    if links:
+        raise PublishInputError(
+            f"{folder / links[0]} is a symbolic link to {os.readlink(folder / links[0])}; links are not published. "
+            "Put the file itself there (cp -rL copies a folder with its files)."
+        )
 
 
 def _left_out(folder: Path, published: set[str]) -> dict[str, str]:
     reasons = {REPORT: "not about these files", REPORT_PAGE: "not about these files"}
     return {
-        path.name + "/" * path.is_dir(): reasons.get(path.name, "no part of the model")
+        path.name + "/" * (path.is_dir() and not path.is_symlink()): reasons.get(path.name, "no part of the model")
         for path in sorted(folder.iterdir())
         if path.name not in published
     }

@@ -39,7 +39,8 @@ PROCESSOR_CONFIG = "preprocessor_config.json"
 # What an existing processor configuration is asked for; the rest follows from the target model.
 KEPT_PROCESSOR_FIELDS = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
-    *("do_normalize", "image_mean", "image_std", "do_convert_rgb", "max_tokens", "num_frames", "temporal_context"),
+    *("do_normalize", "image_mean", "image_std", "do_convert_rgb", "num_frames", "temporal_context"),
+    *("max_tokens", "max_image_pixels", "max_frames"),
 )
 
 
@@ -144,7 +145,7 @@ def stored_processor(checkpoint: Checkpoint) -> dict | None:
         return None
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}). Remove it to have one made.") from error
     if not isinstance(stored, dict):
         raise CheckpointError(f"{path} holds {type(stored).__name__}, expected a JSON object. Remove it.")
@@ -161,21 +162,30 @@ def staging_folder(final: Path, overwrite: bool = False) -> Iterator[Path]:
         CheckpointError: if `final` exists and may not be overwritten, or another process is making it.
     """
     final = Path(os.path.abspath(final))
-    if final.exists() and not overwrite and not (final.is_dir() and not any(final.iterdir())):
-        raise CheckpointError(f"{final} exists. Choose another output folder, remove it, or pass --overwrite.")
-    if final.exists() and not final.is_dir():
-        raise CheckpointError(f"{final} is a file. Choose another output folder.")
+    check_free(final, overwrite)
     final.parent.mkdir(parents=True, exist_ok=True)
     with exclusive(final.parent / f".{final.name}.lock", final):
+        # Again, as another process may have finished it since.
+        check_free(final, overwrite)
         for stale in final.parent.glob(f".{final.name}.partial-*"):
             shutil.rmtree(stale)
         folder = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
         try:
             yield folder
             folder.chmod(0o755)
+            # And again: the lock keeps out other conversions, not somebody who makes a folder of that name.
+            check_free(final, overwrite)
             replace_folder(folder, final)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_free(final: Path, overwrite: bool) -> None:
+    """Raises a CheckpointError if something is at `final` that may not be replaced; an empty folder may."""
+    if final.exists() and not overwrite and not (final.is_dir() and not any(final.iterdir())):
+        raise CheckpointError(f"{final} exists. Choose another output folder, remove it, or pass --overwrite.")
+    if final.exists() and not final.is_dir():
+        raise CheckpointError(f"{final} is a file. Choose another output folder.")
 
 
 @contextmanager

@@ -11,6 +11,7 @@ The way of a publication:
 3. A new process loads the folder and keeps its features: what cannot be loaded here is not published.
 4. One commit holds weights, code, configurations, card and report, on top of the commit that was looked at. Weight
    files and code of an older model that transformers might take for ours are deleted in the same commit.
+   The Hub's own listing of the commit, with its hashes, must be exactly what was sent and what was there before.
 5. In a new process with an empty cache that commit is downloaded, hashed, loaded, and its features are compared.
 6. Only then is the tag set.
 """
@@ -34,6 +35,7 @@ from conversion.model_folder import (
     ModelFile,
     ModelFolder,
     PublishError,
+    PublishInputError,
     content_name,
     read_model_folder,
 )
@@ -41,6 +43,7 @@ from conversion.published_check import check_published, folder_features
 
 
 MAIN = "main"
+GIT_ATTRIBUTES = ".gitattributes"
 # What an older publication may have left that transformers would load, or execute, in place of the new files.
 REPLACED = ("*.safetensors", "*.safetensors.index.json", "*_llava_vit.py", "*_llava_vit_packing.py")
 REPLACEABLE_MODELS = (None, "onevision_encoder", *LAYOUTS)
@@ -110,10 +113,11 @@ def publish_folder(
         say: called with a line before each long step.
 
     Raises:
-        PublishError: if the folder or the Hub refuses, or what comes back differs; only then is the commit in.
+        PublishInputError: if the arguments or the folder cannot be.
+        PublishError: if the gate or the Hub refuses, or what comes back differs; only then is the commit in.
         OSError: if the folder cannot be read.
     """
-    _check_arguments(repo_id, revision, create_pr)
+    check_arguments(repo_id, revision, create_pr)
     say(f"hashing {folder}")
     model = _read_through_gate(folder, allow_unverified)
     if dry_run:
@@ -128,6 +132,7 @@ def publish_folder(
     files, deleted = _contents(model, repo_id, target.pin, state, base_model)
     say(f"committing {len(files)} files to {target.url}")
     commit = _commit(client, repo_id, target, state.head, files, deleted, message, create_pr)
+    check_listing(client, repo_id, commit, state, files, deleted)
     say(f"loading {repo_id} back at {commit}")
     _load_back(repo_id, commit, state.head, files, features)
     if not _is_pull_request(target.revision):
@@ -136,15 +141,20 @@ def publish_folder(
     return PublishResult(target.url, commit, target.pin, tuple(files), tuple(deleted), model.left_out, notes)
 
 
-def _check_arguments(repo_id: str, revision: str | None, create_pr: bool) -> None:
+def check_arguments(repo_id: str, revision: str | None, create_pr: bool) -> None:
+    """Checks what can be told without the folder or the Hub.
+
+    Raises:
+        PublishInputError: for what is no repo id, and for `create_pr` with a revision.
+    """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise PublishError(f"{repo_id!r} is no repo id: {error}") from error
+        raise PublishInputError(f"{repo_id!r} is no repo id: {error}") from error
     if repo_id.count("/") != 1:
-        raise PublishError(f"{repo_id!r} is no repo id, expected user/name.")
+        raise PublishInputError(f"{repo_id!r} is no repo id, expected user/name.")
     if create_pr and revision:
-        raise PublishError("create_pr opens a pull request on main; drop the revision, or commit to the branch.")
+        raise PublishInputError("create_pr opens a pull request on main; drop the revision, or commit to the branch.")
 
 
 def _require_token() -> None:
@@ -181,6 +191,8 @@ def _plan(
     pin = "refs/pr/N" if create_pr else revision if _is_pull_request(revision) else content_name(model)
     files, deleted = _contents(model, repo_id, pin, state, base_model)
     notes += _notes(model, state, repo_id)
+    if create_pr:
+        notes.append(f"the pull request's number goes into {CARD}, so its hash will be another")
     url = f"{constants.ENDPOINT}/{repo_id}"
     return PublishResult(url, None, pin, tuple(files), tuple(deleted), model.left_out, tuple(notes))
 
@@ -257,6 +269,33 @@ def _commit(
         if not create_pr:
             raise
         raise PublishError(f"{error} {target.url} is empty; publish to the revision {target.revision}.") from error
+
+
+def check_listing(
+    client: HubClient, repo_id: str, commit: str, before: RepoState, files: list[ModelFile], deleted: list[str]
+) -> None:
+    """Compares what the Hub says of the commit with what was sent: these files with these hashes, and nothing else.
+
+    Raises:
+        PublishError: if a file is missing, has another hash, or is there without having been sent or kept.
+    """
+    listed = client.files(repo_id, commit)
+    kept = before.files.keys() - deleted - {file.name for file in files} - {GIT_ATTRIBUTES}
+    wrong = {name: "is not as it was sent" for name in differing(files, listed)}
+    wrong |= {name: "should be gone" for name in deleted if name in listed}
+    wrong |= {name: "was not sent" for name in listed.keys() - before.files.keys() - {file.name for file in files}}
+    wrong |= {
+        name: "was not to change"
+        for name in kept
+        if name not in listed or listed[name].blob_id != before.files[name].blob_id
+    }
+    # The Hub writes it itself, to say which files are large.
+    wrong.pop(GIT_ATTRIBUTES, None)
+    if wrong:
+        raise PublishError(
+            f"{repo_id} is at commit {commit} (before: {before.head}), but by the Hub's listing "
+            f"{'; '.join(f'{name} {what}' for name, what in sorted(wrong.items()))}. No tag was set."
+        )
 
 
 def _load_back(

@@ -5,7 +5,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from conversion.publish import PublishResult, publish_folder
+from conversion.publish import PublishResult, check_arguments, publish_folder
 
 
 def add_publish_arguments(parser: argparse.ArgumentParser, standalone: bool = False) -> None:
@@ -35,6 +35,15 @@ def add_publish_arguments(parser: argparse.ArgumentParser, standalone: bool = Fa
     group.add_argument(
         "--allow_unverified", action="store_true", help="publish without a PASS; the card says so in its first line"
     )
+
+
+def check_publish_options(options: argparse.Namespace) -> None:
+    """Checks the options of `add_publish_arguments`, so that a long conversion need not end with a mistyped repo id.
+
+    Raises:
+        PublishInputError: as `check_arguments`.
+    """
+    check_arguments(options.push_to_hub, options.push_revision, options.create_pr)
 
 
 def push_from_options(folder: Path, options: argparse.Namespace) -> PublishResult:

@@ -56,7 +56,7 @@ def _features(source: str, revision: str | None, hashes: dict[str, str]) -> dict
     with TemporaryDirectory(prefix="llava_vit_check_") as scratch:
         output = Path(scratch, "features.npz")
         _run({"source": source, "revision": revision, "files": hashes, "output": str(output)}, Path(scratch))
-        with np.load(output) as arrays:
+        with np.load(output, allow_pickle=False) as arrays:
             return dict(arrays)
 
 

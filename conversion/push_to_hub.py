@@ -4,22 +4,23 @@
     python conversion/push_to_hub.py dense user/llava-vit-large
 
 Refused unless the folder's verification.json says PASS for exactly its bytes. The folder's code is executed. Exit
-code 0 only if what came back from the Hub is equal to the folder, file by file and bit for bit.
+code 0 only if what came back from the Hub is equal to the folder, file by file and bit for bit; 2 for a folder or
+arguments that cannot be, 1 for every other refusal.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conversion.model_folder import PublishError  # noqa: E402
+from conversion.arguments import ArgumentParser  # noqa: E402
+from conversion.model_folder import PublishError, PublishInputError  # noqa: E402
 from conversion.publish_options import add_publish_arguments, push_from_options  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="model folder, made by a conversion script")
     add_publish_arguments(parser, standalone=True)
     options = parser.parse_args(arguments)
@@ -27,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         push_from_options(options.folder, options)
     except (PublishError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
+        # What cannot be read, or is no folder or repo id, is a bad input; a refusal of the gate or the Hub is not.
+        return 2 if isinstance(error, PublishInputError | OSError) else 1
     return 0
 
 

@@ -5,10 +5,34 @@ import json
 import os
 from pathlib import Path
 
+from conversion.json_shape import NONE, NUMBER, check_shape
+from conversion.model_folder import MAX_JSON_BYTES, read_json
 from conversion.verification import MARKDOWN_FILE, PASS, PEAKED, REPORT_FILE, SCHEMA_VERSION
 
 
 _COLUMNS = "| case | dtype | array | min cosine | mean cosine | max abs | relative error | result |"
+
+
+_METRICS = {name: (*NUMBER, NONE) for name in ("min_cosine", "mean_cosine", "max_abs", "relative_error")}
+_CASE = {"name": str, "dtype": str, "result": str, "reasons": [str], "first_diverging": (str, NONE)}
+_CONTROL = {"name": str, "description": str, "weights": str, "case": str, "detected": bool, "metrics": _METRICS}
+_BOUNDS = {name: (*NUMBER, NONE) for name in ("min_cosine", "relative_error", "max_abs")}
+_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "patch_size")
+_SHAPE = {
+    "verdict": str,
+    "created": str,
+    "seconds": NUMBER,
+    "taken_on_trust": str,
+    "notes": [str],
+    "model": {"layout": str, "config": {**dict.fromkeys(_SIZES, int), "layer_norm_type": str}, "files": {str: str}},
+    "source": {"location": str, "sha256": {str: str}},
+    "environment": {str: object},
+    "inputs": {str: {"description": str, "grids": [[int]], "sha256": str}},
+    "bounds": {str: {**_BOUNDS, "times_own_rounding?": NUMBER, "tightest_relative_error?": NUMBER}},
+    "cases": [{**_CASE, "arrays": {"hidden_states?": [_METRICS]}}],
+    "controls": [_CONTROL],
+    "margins": {str: {"nearest_fault": str, "fault": NUMBER, "model": (*NUMBER, NONE), "weights": str}},
+}
 
 
 def write_report(report: dict, folder: Path) -> None:
@@ -20,22 +44,27 @@ def write_report(report: dict, folder: Path) -> None:
         os.replace(beside, Path(folder) / name)
 
 
-def read_report(folder: Path) -> dict:
+def read_report(folder: Path, max_json_bytes: int = MAX_JSON_BYTES) -> dict:
     """Reads `verification.json` of a folder.
 
+    Args:
+        max_json_bytes: a larger file is an error.
+
     Raises:
-        ValueError: if it is missing, no JSON object, or of another schema.
+        ValueError: if it is missing, no JSON object, of another schema, or lacks a field.
     """
     path = Path(folder) / REPORT_FILE
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path} does not exist. Make one with conversion/verify_model.py --write_report.") from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}). Make it anew with conversion/verify_model.py.") from error
-    found = report.get("schema_version") if isinstance(report, dict) else type(report).__name__
+    report = read_json(path, "Make one with conversion/verify_model.py --write_report.", max_json_bytes)
+    found = report.get("schema_version")
     if found != SCHEMA_VERSION:
         raise ValueError(f"{path}: expected schema_version {SCHEMA_VERSION}, found {found!r}. Make it anew.")
+    check_shape(report, _SHAPE, path)
+    for index, case in enumerate(report["cases"]):
+        arrays = {name: metrics for name, metrics in case["arrays"].items() if name != "hidden_states"}
+        check_shape(arrays, {str: _METRICS}, path, field=f"cases[{index}].arrays")
+    for dtype, bounds in report["bounds"].items():
+        if ("tightest_relative_error" in bounds) != ("times_own_rounding" in bounds):
+            raise ValueError(f"{path}: bounds.{dtype} has only half of the bound by rounding. Make it anew.")
     return report
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from conversion.arguments import ArgumentParser  # noqa: E402
 from conversion.checkpoint import CheckpointError  # noqa: E402
 from conversion.report import (  # noqa: E402
     compare_reports,
@@ -36,7 +37,7 @@ from conversion.verification import (  # noqa: E402
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="dense or packing model folder")
     parser.add_argument("--source", help="the checkpoint, folder or repo id that it was converted from")
     parser.add_argument("--model_name", default="auto", help=f"auto (default), or one of {', '.join(VARIANTS)}")

@@ -13,14 +13,16 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import timedelta
 
 import torch
 from accelerate import PartialState
 from decoding import Decoded, DecodeOptions, DecoderPool, Failure, start_server
 from feature_sets import METADATA_FILE
-from files import read_json, write_json
+from files import exclusive, read_json, write_json
 from inputs import Item, collect_inputs, inputs_digest
+from limits import SampleLimits, limits_of
 from packing_plan import pack_inputs, plan_packs
 from provenance import describe_device, describe_model, versions
 from shards import (
@@ -35,7 +37,7 @@ from shards import (
     shard_path,
 )
 from tqdm import tqdm
-from transformers import AutoModel, AutoProcessor
+from transformers import AutoConfig, AutoModel, AutoProcessor
 
 
 # Large packs keep an accelerator busy; on a CPU they only leave its cache.
@@ -68,6 +70,22 @@ def parse_layers(text: str) -> list[int | str]:
     if len(set(layers)) != len(layers):
         raise ValueError(f"--layers {text}: a layer is named twice.")
     return layers
+
+
+def check_layers(layers: list[int | str], config) -> None:
+    """Compares the layers with a model's configuration, before its weights are read.
+
+    Raises:
+        ValueError: for a hidden state or a pooling head that the model has not.
+    """
+    count = config.num_hidden_layers + 1
+    for layer in layers:
+        if layer != "pooler" and not -count <= layer < count:
+            raise ValueError(
+                f"--layers {layer}: the model has {count} hidden states; expected {-count} to {count - 1}, or pooler."
+            )
+    if "pooler" in layers and not config.use_head:
+        raise ValueError("--layers pooler: the model has no pooling head (use_head is false in its config.json).")
 
 
 class Encoder:
@@ -192,6 +210,7 @@ def _load(options: argparse.Namespace, device: torch.device):
             f"--packing_model_path {options.packing_model_path}: this is a dense model; inputs of many sizes need a "
             "packing one. conversion/convert_vit_preview_v0_hf_to_packing.py makes it from the dense folder."
         )
+    check_layers(options.layers, AutoConfig.from_pretrained(options.packing_model_path, **loading))
     dtype = getattr(torch, options.dtype)
     model = AutoModel.from_pretrained(
         options.packing_model_path, dtype=dtype, attn_implementation=options.attn_implementation, **loading
@@ -206,7 +225,8 @@ def describe_run(model, items: list[Item], options: argparse.Namespace) -> dict:
         "layers": [str(layer) for layer in options.layers],
         "inputs": {"count": len(items), "sha256": inputs_digest(items)},
         **{name: getattr(options, name) for name in ("dtype", "save_dtype", "format", "max_tokens", "shard_size")},
-        **{name: getattr(options, name) for name in ("max_sample_tokens", "video_backend")},
+        **{name: getattr(options, name) for name in ("max_sample_tokens", "max_image_pixels", "max_frames")},
+        "video_backend": options.video_backend,
         **describe_device(model.device),
         "versions": versions(),
         "models": {"packing": describe_model(model, options.packing_model_path, options.revision)},
@@ -245,7 +265,8 @@ def run(options: argparse.Namespace) -> int:
     """Extracts features of all of `options.inputs`. Returns the exit code.
 
     Raises:
-        ValueError: for options that cannot be, another run in the folder, and with `--strict` a file without a sample.
+        ValueError: for options that cannot be, another run in the folder, finished or at work, and with `--strict` a
+            file without a sample.
         RuntimeError: if a pack does not fit in memory, or no reading process starts.
     """
     on_cpu = options.device == "cpu"
@@ -256,32 +277,34 @@ def run(options: argparse.Namespace) -> int:
     if options.index == "parquet":
         import_pyarrow()
     start_server()
-    items = collect_inputs(options.inputs, options.num_frames)
+    items = collect_inputs(options.inputs, options.num_frames, limits_of(options))
     # One process at a time: transformers copies the model's code into a cache that they share.
     with state.local_main_process_first():
         model, processor = _load(options, device)
-    if state.is_main_process:
-        _prepare_folder(describe_run(model, items, options), options)
-    state.wait_for_everyone()
+    with ExitStack() as held:
+        if state.is_main_process:
+            # Held by the one process for all of its run's.
+            held.enter_context(exclusive(options.output_dir))
+            _prepare_folder(describe_run(model, items, options), options)
+        state.wait_for_everyone()
 
-    all_shards = cut_into_shards(items, options.shard_size)
-    # In turns, as videos often come last in a list and would all fall to the last process.
-    mine = dict(list(enumerate(all_shards))[state.process_index :: state.num_processes])
-    missing = {shard: part for shard, part in mine.items() if not is_complete(options.output_dir, shard)}
-    total, left = (sum(map(len, part.values())) for part in (mine, missing))
-    encoder = Encoder(model, processor, options.layers, options.max_tokens, getattr(torch, options.save_dtype))
-    decoding = DecodeOptions(
-        options.packing_model_path, options.revision, options.max_sample_tokens, options.video_backend
-    )
-    progress = Progress(total, total - left, shown=state.is_main_process)
-    if missing:
-        with DecoderPool(decoding, options.workers, options.decode_timeout) as pool:
-            write_shards(missing, pool, encoder, progress, options)
-    progress.close()
-    state.wait_for_everyone()
-    counts = _finish(options, len(all_shards)) if state.is_main_process else {"samples": 1}
-    state.wait_for_everyone()
-    return 0 if counts["samples"] else 1
+        all_shards = cut_into_shards(items, options.shard_size)
+        # In turns, as videos often come last in a list and would all fall to the last process.
+        mine = dict(list(enumerate(all_shards))[state.process_index :: state.num_processes])
+        missing = {shard: part for shard, part in mine.items() if not is_complete(options.output_dir, shard)}
+        total, left = (sum(map(len, part.values())) for part in (mine, missing))
+        encoder = Encoder(model, processor, options.layers, options.max_tokens, getattr(torch, options.save_dtype))
+        limits = SampleLimits(options.max_sample_tokens, options.max_image_pixels, options.max_frames)
+        decoding = DecodeOptions(options.packing_model_path, options.revision, limits, options.video_backend)
+        progress = Progress(total, total - left, shown=state.is_main_process)
+        if missing:
+            with DecoderPool(decoding, options.workers, options.decode_timeout) as pool:
+                write_shards(missing, pool, encoder, progress, options)
+        progress.close()
+        state.wait_for_everyone()
+        counts = _finish(options, len(all_shards)) if state.is_main_process else {"samples": 1}
+        state.wait_for_everyone()
+        return 0 if counts["samples"] else 1
 
 
 def is_main_process() -> bool:

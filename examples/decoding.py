@@ -27,6 +27,7 @@ import PIL.Image
 import torch
 from files import sha256_of
 from inputs import Item, kind_of
+from limits import SampleLimits, with_command_line_advice
 from transformers import AutoProcessor
 
 
@@ -47,13 +48,13 @@ class DecodeOptions:
     """How files become inputs of the packing model.
 
     Attributes:
-        max_sample_tokens: a sample of more patches is refused; `None`: the processor's own limit.
+        limits: of a sample.
         video_backend: see the processor; `None`: decord, then PyAV.
     """
 
     model_path: str
     revision: str | None = None
-    max_sample_tokens: int | None = None
+    limits: SampleLimits = SampleLimits()
     video_backend: str | None = None
 
 
@@ -86,7 +87,7 @@ def decode(processor, item: Item, options: DecodeOptions) -> Decoded:
         OSError, ValueError, TypeError, RuntimeError: as the processor does.
     """
     kind = kind_of(item)
-    limit = {} if options.max_sample_tokens is None else {"max_tokens": options.max_sample_tokens}
+    limit = options.limits.arguments()
     if kind == "image":
         batch = processor(images=[item.path], return_tensors="np", return_metadata=True, **limit)
     else:
@@ -108,6 +109,7 @@ def _serve(connection: Connection, options: DecodeOptions, timeout: float) -> No
     """The life of a worker: loads the processor, then answers one file after another until the parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
+    options.limits.apply_to_pillow()
     try:
         processor = AutoProcessor.from_pretrained(
             options.model_path, trust_remote_code=True, revision=options.revision
@@ -136,8 +138,7 @@ def _serve(connection: Connection, options: DecodeOptions, timeout: float) -> No
 
 
 def _message(error: BaseException) -> str:
-    # The processor's switch has another name on the command line, where max_tokens is the size of a pack.
-    text = str(error).replace("max_tokens", "max_sample_tokens").strip()
+    text = with_command_line_advice(str(error)).strip()
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

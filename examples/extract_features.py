@@ -27,8 +27,10 @@ from pathlib import Path
 import bulk_extraction
 import paired_extraction
 from bulk_extraction import parse_layers
+from command_line import ArgumentParser
 from comparisons import DEFAULT_THRESHOLD
 from feature_sets import DTYPES
+from limits import add_limit_arguments, limits_of
 from paired_extraction import INPUT_NAMES
 from provenance import check_model_path
 from publishing import publish
@@ -38,9 +40,9 @@ from shards import FORMATS
 PAIRED = ("hf_model_path", *INPUT_NAMES)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> ArgumentParser:
     """The command line's arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--packing_model_path", required=True, help="packing model folder or repo")
     parser.add_argument("--num_frames", type=int, default=8, help="frames sampled from each video (default 8)")
     parser.add_argument("--output_dir", type=Path, default=Path("features"))
@@ -51,6 +53,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--publish", metavar="REPO_ID", help="store the run in verification/ of this repo or folder")
     parser.add_argument("--create_pr", action="store_true", help="publish as a pull request")
 
+    parser.add_argument(
+        "--max_sample_tokens", type=int, help="refuse samples of more patches (default: the processor's, 65536)"
+    )
+    parser.add_argument(
+        "--max_image_pixels", type=int, help="refuse larger images and frames (default: the processor's, 178956970)"
+    )
+    parser.add_argument(
+        "--max_frames", type=int, help="refuse videos of more frames (default: the processor's, 1000000)"
+    )
+
     paired = parser.add_argument_group("four files, both models")
     paired.add_argument("--hf_model_path", help="dense model folder or repo")
     for name in INPUT_NAMES:
@@ -60,7 +72,6 @@ def build_parser() -> argparse.ArgumentParser:
     bulk = parser.add_argument_group("any number of inputs, packing model")
     bulk.add_argument("--inputs", nargs="+", metavar="INPUT", help="files, folders, globs, .jsonl/.csv/.parquet lists")
     bulk.add_argument("--max_tokens", type=int, help="of a pack (default 16384; 2048 on a CPU)")
-    bulk.add_argument("--max_sample_tokens", type=int, help="refuse larger samples (default: the processor's limit)")
     bulk.add_argument("--layers", default="-2", help="hidden states and pooler, such as -2,-1,pooler (default -2)")
     bulk.add_argument("--save_dtype", choices=sorted(DTYPES), help="of the saved features (default: --dtype)")
     bulk.add_argument("--format", choices=FORMATS, default="safetensors", help="of the shards")
@@ -71,6 +82,7 @@ def build_parser() -> argparse.ArgumentParser:
     bulk.add_argument("--video_backend", help="decord, pyav, torchcodec or opencv (default: decord, then pyav)")
     bulk.add_argument("--strict", action="store_true", help="stop at the first file that cannot be read")
     bulk.add_argument("--overwrite", action="store_true", help="start again where another run is")
+    add_limit_arguments(parser, ("max_manifest_bytes", "max_line_bytes"))
     return parser
 
 
@@ -99,7 +111,9 @@ def check_options(options: argparse.Namespace) -> None:
     Raises:
         ValueError: for a value that cannot be.
     """
-    for name in ("num_frames", "max_tokens", "shard_size", "workers", "max_sample_tokens"):
+    limits_of(options)
+    sizes = ("num_frames", "max_tokens", "shard_size", "workers")
+    for name in (*sizes, "max_sample_tokens", "max_image_pixels", "max_frames"):
         value = getattr(options, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, found {value}.")

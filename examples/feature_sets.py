@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from files import read_json
+from files import check_shape, read_json
+from limits import DEFAULT_LIMITS, FileLimits, LimitError, read_lines, read_npz
 
 
 DENSE_FILE, PACKING_FILE, METADATA_FILE, INDEX_FILE = (
@@ -18,6 +19,7 @@ DENSE_FILE, PACKING_FILE, METADATA_FILE, INDEX_FILE = (
     "index.jsonl",
 )
 DTYPES = ("float32", "bfloat16", "float16")
+_RECORD = {"id": str, "shard": str, "keys": {str: str}, "sha256": object}
 # The hashes by which two runs are told apart, in the order in which a difference explains the next.
 ORIGINS = ("inputs", "frames", "processor", "weights")
 
@@ -45,33 +47,35 @@ class FeatureSet:
         return self.metadata["dtype"]
 
 
-def load_features(path: Path) -> dict[str, np.ndarray]:
+def load_features(path: Path, limits: FileLimits = DEFAULT_LIMITS) -> dict[str, np.ndarray]:
     """Reads an `.npz` without pickle.
 
     Raises:
-        ValueError: if the file is missing or is not an archive of plain arrays.
+        ValueError: if the file is missing, over `max_archive_bytes`, or is not an archive of plain arrays.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+        return read_npz(path, limits)
+    except LimitError:
+        raise
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file. Run examples/extract_features.py first.") from None
     except (ValueError, OSError, zipfile.BadZipFile, EOFError, AttributeError) as error:
         raise ValueError(f"{path}: not a readable .npz file of plain arrays ({error}). Extract again.") from error
 
 
-def load_metadata(features_dir: Path) -> dict:
+def load_metadata(features_dir: Path, limits: FileLimits = DEFAULT_LIMITS) -> dict:
     """Reads `metadata.json` of a features folder.
 
     Raises:
-        ValueError: if it is missing or not JSON with the dtype of the models.
+        ValueError: if it is missing, too large or not JSON with the dtype of the models.
     """
-    metadata = read_json(features_dir / METADATA_FILE)
+    metadata = read_json(features_dir / METADATA_FILE, limits)
     if metadata.get("dtype") not in DTYPES:
         raise ValueError(
             f"{features_dir / METADATA_FILE}: the field dtype must be one of {sorted(DTYPES)}, found "
             f"{metadata.get('dtype')!r}. Extract again."
         )
+    check_shape(metadata, {"models?": {str: dict}}, features_dir / METADATA_FILE)
     return metadata
 
 
@@ -80,34 +84,39 @@ def is_paired(folder: Path) -> bool:
     return not (folder / INDEX_FILE).exists()
 
 
-def load_index(folder: Path) -> list[dict]:
+def load_index(folder: Path, limits: FileLimits = DEFAULT_LIMITS) -> list[dict]:
     """The records of a run over many inputs.
 
     Raises:
-        ValueError: if the index is missing or damaged.
+        ValueError: if the index is missing, too large or damaged.
     """
     path = folder / INDEX_FILE
     try:
-        with open(path, encoding="utf-8") as stream:
-            return [json.loads(line) for line in stream]
-    except (OSError, ValueError) as error:
+        records = [json.loads(line) for line in read_lines(path, limits)]
+    except LimitError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a readable index ({error}). Extract again; a run continues.") from error
+    check_shape(records, [_RECORD], path)
+    return records
 
 
-def open_features(folder: Path) -> FeatureSet:
+def open_features(folder: Path, limits: FileLimits = DEFAULT_LIMITS) -> FeatureSet:
     """Opens the features of a run.
 
     Raises:
-        ValueError: if the folder holds none, or a file of them is damaged.
+        ValueError: if the folder holds none, or a file of them is damaged or over a limit.
     """
-    metadata = load_metadata(folder)
-    return _open_paired(folder, metadata) if is_paired(folder) else _open_sharded(folder, metadata)
+    metadata = load_metadata(folder, limits)
+    opener = _open_paired if is_paired(folder) else _open_sharded
+    return opener(folder, metadata, limits)
 
 
-def _open_paired(folder: Path, metadata: dict) -> FeatureSet:
+def _open_paired(folder: Path, metadata: dict, limits: FileLimits) -> FeatureSet:
+    check_shape(metadata, {"inputs?": {str: {str: dict}}}, folder / METADATA_FILE)
     arrays = {}
     for model, file in (("dense", DENSE_FILE), ("packing", PACKING_FILE)):
-        arrays.update({f"{name} {model}": array for name, array in load_features(folder / file).items()})
+        arrays.update({f"{name} {model}": array for name, array in load_features(folder / file, limits).items()})
     reports = {
         f"{name} {model}": facts
         for name, models in metadata.get("inputs", {}).items()
@@ -121,18 +130,24 @@ def _open_paired(folder: Path, metadata: dict) -> FeatureSet:
     return FeatureSet(folder, metadata, sorted(arrays), arrays.__getitem__, origins)
 
 
-def _open_sharded(folder: Path, metadata: dict) -> FeatureSet:
+def _open_sharded(folder: Path, metadata: dict, limits: FileLimits) -> FeatureSet:
     # Shards need safetensors and torch; the features of four files are read with numpy alone.
-    from shards import load_tensor
+    from shards import SHARDS_FOLDER, load_tensor
 
-    records = {record["id"]: record for record in load_index(folder)}
+    records = {record["id"]: record for record in load_index(folder, limits)}
+    for record in records.values():
+        # No file outside the folder.
+        if record["shard"] != f"{SHARDS_FOLDER}/{Path(record['shard']).name}":
+            raise ValueError(
+                f"{folder / INDEX_FILE}: {record['shard']!r} is no file in {SHARDS_FOLDER}/. Extract again."
+            )
     where = {f"{name} {layer}": (record, layer) for name, record in records.items() for layer in record["keys"]}
     origins = {
         "inputs": {name: record["sha256"] for name, record in records.items()},
         "frames": _frames(records),
         **_models(metadata),
     }
-    return FeatureSet(folder, metadata, list(where), lambda label: load_tensor(folder, *where[label]), origins)
+    return FeatureSet(folder, metadata, list(where), lambda label: load_tensor(folder, *where[label], limits), origins)
 
 
 def _frames(reports: dict[str, dict]) -> dict:

@@ -1,11 +1,21 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
-"""Hashes of files, and files that are never seen half written."""
+"""Hashes of files, files that are never seen half written, and folders that one run writes at a time."""
 
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+from limits import DEFAULT_LIMITS, FileLimits, check_bytes
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from conversion.json_shape import check_shape  # noqa: E402, F401  for the examples, which find conversion/ by this
 
 
 def sha256_of(path: Path) -> str:
@@ -30,23 +40,53 @@ def write_atomically(path: Path, write: Callable) -> None:
     os.replace(beside, path)
 
 
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Makes `folder` and keeps other runs out of it. What a killed run leaves, `.lock`, holds nobody up.
+
+    Raises:
+        ValueError: if another process holds it.
+        OSError: if the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / ".lock"
+    # The lock itself takes a read-only folder for one that is held.
+    path.touch()
+    lock = FileLock(path)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        raise ValueError(
+            f"--output_dir {folder} is being written by another run. Wait for it, or give another folder."
+        ) from None
+    try:
+        yield
+    finally:
+        # Removed while it is held; whoever opened it before that finds that it has no name any more.
+        with suppress(PermissionError):  # Windows keeps a file that is open.
+            path.unlink(missing_ok=True)
+        lock.release()
+
+
 def write_json(path: Path, value) -> None:
     """Writes JSON, atomically."""
     text = json.dumps(value, indent=2, default=str) + "\n"
     write_atomically(path, lambda stream: stream.write(text.encode()))
 
 
-def read_json(path: Path) -> dict:
+def read_json(path: Path, limits: FileLimits = DEFAULT_LIMITS) -> dict:
     """Reads a JSON object.
 
     Raises:
-        ValueError: if the file is missing or holds none.
+        ValueError: if the file is missing, over `max_json_bytes`, or holds none.
     """
+    if path.is_file():
+        check_bytes(path, path.stat().st_size, limits, "max_json_bytes")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ValueError(f"{path}: no such file. Run examples/extract_features.py first.") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON ({error}). Extract again.") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}. Extract again.")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import PIL.Image
+from limits import DEFAULT_LIMITS, FileLimits, check_bytes, read_lines
 
 
 MANIFEST_SUFFIXES = (".jsonl", ".csv", ".parquet")
@@ -36,7 +37,7 @@ class Item:
     num_frames: int
 
 
-def collect_inputs(entries: list[str], num_frames: int = 8) -> list[Item]:
+def collect_inputs(entries: list[str], num_frames: int = 8, limits: FileLimits = DEFAULT_LIMITS) -> list[Item]:
     """The items that the entries name, in their order; folders and globs are sorted.
 
     An id is a file's name, its path below the folder or the glob's fixed part, or what a manifest says: the same on
@@ -45,13 +46,14 @@ def collect_inputs(entries: list[str], num_frames: int = 8) -> list[Item]:
     Args:
         entries: files, folders (searched recursively for known suffixes), globs, and manifests (`.jsonl`, `.csv`,
             `.parquet`) with the fields `path` (relative to the manifest), and optionally `id`, `num_frames`, `kind`.
+        limits: `max_manifest_bytes` and `max_line_bytes` of manifests.
 
     Raises:
         ValueError: if an entry names nothing, a manifest is wrong, or one id stands for two files.
         ImportError: for a Parquet manifest without pyarrow.
     """
     items, seen = [], {}
-    for item_id, path, fields, where in _all_entries(entries):
+    for item_id, path, fields, where in _all_entries(entries, limits):
         frames = _frame_count(fields.get("num_frames"), num_frames, where)
         kind = fields.get("kind") or None
         if kind not in (None, *KINDS):
@@ -115,12 +117,12 @@ def _is_video_container(head: bytes) -> bool:
     return iso_media or head.startswith(b"\x1aE\xdf\xa3") or (head[:4] == b"RIFF" and head[8:12] == b"AVI ")
 
 
-def _all_entries(entries: list[str]) -> Iterator[tuple[str, str, dict, str]]:
+def _all_entries(entries: list[str], limits: FileLimits) -> Iterator[tuple[str, str, dict, str]]:
     """Id, path, other fields and where they were named, of every input."""
     for entry in entries:
         path = Path(entry)
         if path.suffix.lower() in MANIFEST_SUFFIXES and not path.is_dir():
-            yield from _read_manifest(path)
+            yield from _read_manifest(path, limits)
         elif path.is_dir():
             yield from _below(path, _walk(path), entry)
         elif path.exists():
@@ -153,11 +155,11 @@ def _below(root: Path, paths, where: str) -> Iterator[tuple[str, str, dict, str]
         yield Path(os.path.relpath(path, root)).as_posix(), str(path), {}, where
 
 
-def _read_manifest(path: Path) -> Iterator[tuple[str, str, dict, str]]:
+def _read_manifest(path: Path, limits: FileLimits) -> Iterator[tuple[str, str, dict, str]]:
     readers = {".jsonl": _jsonl_rows, ".csv": _csv_rows, ".parquet": _parquet_rows}
     if not path.exists():
         raise ValueError(f"--inputs {path}: no such file or folder.")
-    for number, row in readers[path.suffix.lower()](path):
+    for number, row in readers[path.suffix.lower()](path, limits):
         where = f"{path}, row {number}"
         if not isinstance(row, dict) or not isinstance(row.get("path"), str) or not row["path"]:
             raise ValueError(f"{where}: expected a field path, found {row!r}.")
@@ -166,32 +168,58 @@ def _read_manifest(path: Path) -> Iterator[tuple[str, str, dict, str]]:
         yield item_id, str(path.parent / row["path"]), row, where
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    with open(path, encoding="utf-8") as stream:
-        for number, line in enumerate(stream, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield number, json.loads(line)
-            except ValueError as error:
-                raise ValueError(f"{path}, row {number}: not JSON ({error}).") from error
+def _jsonl_rows(path: Path, limits: FileLimits) -> Iterator[tuple[int, dict]]:
+    for number, line in enumerate(_text_lines(path, limits), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, row {number}: not JSON ({error}).") from error
+        yield number, row
 
 
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict]]:
-    with open(path, encoding="utf-8-sig", newline="") as stream:
-        yield from enumerate(csv.DictReader(stream), start=1)
+def _csv_rows(path: Path, limits: FileLimits) -> Iterator[tuple[int, dict]]:
+    number, rows = 0, csv.DictReader(_text_lines(path, limits))
+    try:
+        for number, row in enumerate(rows, start=1):
+            yield number, row
+    except csv.Error as error:
+        raise ValueError(f"{path}, row {number + 1}: not CSV ({error}).") from error
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[int, dict]]:
+def _text_lines(path: Path, limits: FileLimits) -> Iterator[str]:
+    try:
+        yield from read_lines(path, limits, "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error}).") from error
+
+
+def _parquet_rows(path: Path, limits: FileLimits) -> Iterator[tuple[int, dict]]:
     try:
         import pyarrow.parquet
     except ImportError as error:
         raise ImportError(f"{path}: reading Parquet needs pyarrow (pip install pyarrow).") from error
-    number = 0
-    for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-        for row in batch.to_pylist():
-            number += 1
-            yield number, row
+    check_bytes(path, path.stat().st_size, limits, "max_manifest_bytes")
+    try:
+        number, file = 0, pyarrow.parquet.ParquetFile(path)
+        for batch in file.iter_batches(_rows_at_once(path, file.metadata, limits)):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    # Damaged files give errors of all three kinds.
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not readable as Parquet ({error}).") from error
+
+
+def _rows_at_once(path: Path, metadata, limits: FileLimits) -> int:
+    """How many rows cannot expand to more than the limit: a value that is stored once may stand in every row."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    expanded = sum(group.total_byte_size for group in groups)
+    check_bytes(f"{path}, expanded", expanded, limits, "max_manifest_bytes")
+    columns = (group.column(index) for group in groups for index in range(group.num_columns))
+    largest = max((column.total_uncompressed_size for column in columns), default=1)
+    return max(1, min(65536, limits.max_manifest_bytes // max(largest, 1)))
 
 
 def _frame_count(value, default: int, where: str) -> int:

@@ -9,7 +9,8 @@ import torch
 from comparisons import compare_features
 from decoding import pixels_digest
 from feature_sets import DENSE_FILE, METADATA_FILE, PACKING_FILE
-from files import sha256_of, write_atomically, write_json
+from files import exclusive, sha256_of, write_atomically, write_json
+from limits import SampleLimits, with_command_line_advice
 from PIL import Image
 from provenance import describe_device, describe_model, versions
 from tqdm import tqdm
@@ -49,6 +50,9 @@ def extract(
 
     Returns:
         Features by name, what the processor reports of each input, and what the model is.
+
+    Raises:
+        ValueError: for an input that cannot be read, or is over a limit.
     """
     dtype = getattr(torch, options.dtype)
     loading = {"trust_remote_code": True, "revision": options.revision}
@@ -56,15 +60,21 @@ def extract(
         model_path, dtype=dtype, attn_implementation=options.attn_implementation, **loading
     )
     model = model.to(options.device or "cpu").eval()
+    limits = SampleLimits(options.max_sample_tokens, options.max_image_pixels, options.max_frames)
+    limits.apply_to_pillow()
     features, reports = {}, {}
     for name, path in tqdm(inputs.items(), desc=model.config.model_type, unit="input"):
         kind = "images" if name.startswith("image") else "videos"
-        batch = processor(
-            **{kind: [str(path.absolute())]},
-            num_frames=options.num_frames,
-            native_resolution=True,
-            return_metadata=True,
-        )
+        try:
+            batch = processor(
+                **{kind: [str(path.absolute())]},
+                num_frames=options.num_frames,
+                native_resolution=True,
+                return_metadata=True,
+                **limits.arguments(),
+            )
+        except ValueError as error:
+            raise ValueError(with_command_line_advice(str(error))) from error
         (report,) = batch.pop("metadata")
         reports[name] = {**report, "pixels_sha256": pixels_digest(batch["pixel_values"].numpy())}
         with torch.inference_mode():
@@ -96,9 +106,21 @@ def check_inputs(options: argparse.Namespace) -> dict[str, Path]:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Extracts, writes and compares. Returns the exit code: 0 only if every input passed."""
+    """Extracts, writes and compares. Returns the exit code: 0 only if every input passed.
+
+    Raises:
+        ValueError: for an input that does not exist, models that do not go together, and a folder that another run is
+            writing.
+    """
     inputs = check_inputs(options)
-    dense_processor, packing_processor = load_processors(options)
+    processors = load_processors(options)
+    with exclusive(options.output_dir):
+        return _extract_into(options.output_dir, inputs, *processors, options)
+
+
+def _extract_into(
+    folder: Path, inputs: dict[str, Path], dense_processor, packing_processor, options: argparse.Namespace
+) -> int:
     dense, dense_reports, dense_model = extract(options.hf_model_path, dense_processor, inputs, options)
     packing, packing_reports, packing_model = extract(options.packing_model_path, packing_processor, inputs, options)
     metadata = {
@@ -113,8 +135,6 @@ def run(options: argparse.Namespace) -> int:
             for name, path in inputs.items()
         },
     }
-    folder = options.output_dir
-    folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / DENSE_FILE, lambda stream: np.savez(stream, **dense))
     write_atomically(folder / PACKING_FILE, lambda stream: np.savez(stream, **packing))
     write_json(folder / METADATA_FILE, metadata)

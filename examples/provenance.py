@@ -12,7 +12,7 @@ import numpy as np
 import PIL
 import torch
 import transformers
-from files import sha256_of
+from files import read_json, sha256_of
 
 
 # What both majors write into a processor's configuration without an effect on pixels.
@@ -22,6 +22,8 @@ _NOT_SETTINGS = (
     "image_processor_type",
     "feature_extractor_type",
     "_valid_processor_keys",
+    "max_image_pixels",
+    "max_frames",
 )
 
 
@@ -68,7 +70,7 @@ def _processor_hash(folder: Path) -> str | None:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return None
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_json(path)
     settings = {name: value for name, value in settings.items() if name not in _NOT_SETTINGS}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 

@@ -7,6 +7,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from files import read_json
+
 
 VERIFICATION_FOLDER = "verification"
 # What a run consists of; nothing else in the folder is published.
@@ -81,7 +83,7 @@ def find_published(reference: str, revision: str | None = None) -> Path:
 
 def _copy(file: Path, target: Path) -> None:
     if file.name == "metadata.json":
-        text = json.dumps(_without_paths(json.loads(file.read_text(encoding="utf-8"))), indent=2) + "\n"
+        text = json.dumps(_without_paths(read_json(file)), indent=2) + "\n"
         target.write_text(text, encoding="utf-8")
     elif file.suffix == ".jsonl":
         with open(file, encoding="utf-8") as lines, open(target, "w", encoding="utf-8") as stream:

@@ -11,18 +11,23 @@ at any moment leaves complete shards, and files that nobody reads.
 """
 
 import json
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
-from files import write_atomically
-from safetensors import safe_open
+from files import check_shape, write_atomically
+from limits import DEFAULT_LIMITS, FileLimits, LimitError, read_npz
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 
 INDEX_FILE, FAILURES_FILE, PARQUET_FILE, SHARDS_FOLDER = "index.jsonl", "failures.jsonl", "index.parquet", "shards"
 FORMATS = ("safetensors", "npz")
+_HEADER = {"files": {str: int}}
+_RECORD = {"id": str, "tokens": int, "keys": {str: str}}
+_FAILURE = {"error": str}
 # A shard's tensors are in memory until they are written; past this size they go to one more file.
 MAX_FILE_BYTES = 256 * 2**20
 
@@ -88,9 +93,25 @@ class ShardWriter:
 
 
 def read_shard(folder: Path, shard: int) -> Iterator[dict]:
-    """The header of a complete shard, then its records."""
-    with open(shard_path(folder, shard), encoding="utf-8") as stream:
-        yield from map(json.loads, stream)
+    """The header of a complete shard, then its records.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    path, shape = shard_path(folder, shard), _HEADER
+    with open(path, "rb") as stream:
+        for line in stream:
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}: not JSON ({error}). Remove it and run again, which continues.") from error
+            check_shape(value, _FAILURE if isinstance(value, dict) and "error" in value else shape, path)
+            if value.get("tokens", 0) < 0:
+                raise ValueError(f"{path}: tokens is {value['tokens']}, below 0. Remove the file and run again.")
+            yield value
+            shape = _RECORD
+    if shape is _HEADER:
+        raise ValueError(f"{path} is empty. Remove it and run again, which continues.")
 
 
 def is_complete(folder: Path, shard: int) -> bool:
@@ -162,16 +183,23 @@ def _write_parquet(stream, records: Iterator[dict]) -> None:
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
-def load_tensor(folder: Path, record: dict, layer: str) -> np.ndarray:
+def load_tensor(folder: Path, record: dict, layer: str, limits: FileLimits = DEFAULT_LIMITS) -> np.ndarray:
     """One sample's features of one layer: `(t, h, w, C)`, or `(C,)` for the pooler; bfloat16 comes as float32.
 
     Args:
         record: the sample's line of the index.
+
+    Raises:
+        ValueError: if the shard is missing, damaged or too large.
     """
-    key = record["keys"][layer]
-    if record["shard"].endswith(".npz"):
-        with np.load(folder / record["shard"], allow_pickle=False) as archive:
-            return archive[key]
-    with safe_open(folder / record["shard"], framework="pt") as shard:
-        tensor = shard.get_tensor(key)
+    key, path = record["keys"][layer], folder / record["shard"]
+    try:
+        if path.suffix == ".npz":
+            return read_npz(path, limits, [key])[key]
+        with safe_open(path, framework="pt") as shard:
+            tensor = shard.get_tensor(key)
+    except LimitError:
+        raise
+    except (SafetensorError, ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: {key} cannot be read from it ({error}). Extract again.") from error
     return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()

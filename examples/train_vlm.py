@@ -12,11 +12,11 @@ The texts are bytes, so no tokenizer is needed; put a real language model and it
 the model folder is executed (`trust_remote_code`): use folders you made, or repos you trust, at a pinned --revision.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import torch
+from command_line import ArgumentParser
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, Qwen2Config
 
@@ -137,7 +137,7 @@ def train(model: VisionLanguageModel, vision_inputs: dict, texts: list[torch.Ten
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     folder = parser.add_mutually_exclusive_group(required=True)
     folder.add_argument("--packing_model_path", help="packing model folder or repo")
     folder.add_argument("--dense_model_path", help="dense model folder or repo; images only")

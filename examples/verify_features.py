@@ -12,8 +12,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from command_line import ArgumentParser
 from comparisons import DEFAULT_THRESHOLD, Report, compare_features, compare_runs
 from feature_sets import DENSE_FILE, PACKING_FILE, is_paired, load_features, load_metadata, open_features
+from limits import add_limit_arguments, limits_of
 from publishing import find_published
 
 
@@ -23,24 +25,24 @@ def verify(options: argparse.Namespace) -> Report:
     Raises:
         ValueError: if features are missing or damaged.
     """
-    folder = options.features_dir
-    dtype = load_metadata(folder)["dtype"]
+    folder, limits = options.features_dir, limits_of(options)
+    dtype = load_metadata(folder, limits)["dtype"]
     if options.reference is not None:
         reference = find_published(options.reference, options.revision)
-        return compare_runs(open_features(folder), open_features(reference), options.threshold)
+        return compare_runs(open_features(folder, limits), open_features(reference, limits), options.threshold)
     if not is_paired(folder):
         raise ValueError(f"--features_dir {folder} holds the features of one model: pass --reference to compare with.")
-    return compare_features(
-        load_features(folder / DENSE_FILE), load_features(folder / PACKING_FILE), dtype, options.threshold
-    )
+    dense, packing = (load_features(folder / file, limits) for file in (DENSE_FILE, PACKING_FILE))
+    return compare_features(dense, packing, dtype, options.threshold)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--features_dir", type=Path, required=True, help="folder that extract_features.py wrote")
     parser.add_argument("--reference", help="another run: its folder, or a repo id with features in verification/")
     parser.add_argument("--revision", help="commit of the reference, when it is a repo; pin one to be repeatable")
     parser.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="smallest token cosine that passes")
+    add_limit_arguments(parser)
     options = parser.parse_args(arguments)
     try:
         report = verify(options)

@@ -9,6 +9,8 @@ strip of frames), and where they differ: the dense model's from the packing mode
 """
 
 import argparse
+import dataclasses
+import math
 import os
 import re
 import sys
@@ -17,11 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from command_line import ArgumentParser
 from comparisons import Report, compare_features, compare_runs
 from feature_pictures import heat_colours, patch_errors, principal_components, strip, unpatchify
 from feature_sets import DENSE_FILE, PACKING_FILE, FeatureSet, is_paired, load_features, load_index, open_features
 from files import sha256_of, write_atomically
 from html_report import SamplePictures, render_page
+from limits import (
+    DEFAULT_LIMITS,
+    FileLimits,
+    SampleLimits,
+    add_limit_arguments,
+    limits_of,
+    with_command_line_advice,
+)
 from publishing import find_published
 from tqdm import tqdm
 
@@ -44,13 +55,14 @@ class Inputs:
 
     Args:
         folder: where to look for files that are not where the run found them.
+        limits: of pixels and frames; of tokens a sample may have what was recorded.
     """
 
-    def __init__(self, model_path: str, revision: str | None, folder: Path | None):
+    def __init__(self, model_path: str, revision: str | None, folder: Path | None, limits: SampleLimits):
         from transformers import AutoProcessor
 
         self._processor = AutoProcessor.from_pretrained(model_path, trust_remote_code=True, revision=revision)
-        self._folder = folder
+        self._folder, self._limits = folder, limits
 
     def frames(self, record: dict, native_resolution: bool | None) -> np.ndarray:
         """`(t, height, width, 3)` uint8.
@@ -65,7 +77,8 @@ class Inputs:
         if record["kind"] == "video":
             kind = {"videos": [str(path)], "num_frames": len(record["frame_indices"])}
         raw = {"packing": True, "do_rescale": False, "do_normalize": False, "native_resolution": native_resolution}
-        batch = self._processor(**kind, **raw, max_tokens=2**40, return_tensors="np")
+        limits = dataclasses.replace(self._limits, max_sample_tokens=math.prod(record["grid_thw"]))
+        batch = self._processor(**kind, **raw, **limits.arguments(), return_tensors="np")
         if batch["grid_thw"][0].tolist() != list(record["grid_thw"]):
             raise ValueError(f"{path} gives another grid than the run had")
         return unpatchify(batch["pixel_values"], batch["grid_thw"][0].tolist())
@@ -79,7 +92,7 @@ class Inputs:
         raise ValueError(f"the input {recorded} is not here; --inputs_dir says where to look")
 
 
-def samples_of(features: FeatureSet, layer: str) -> Iterator[Sample]:
+def samples_of(features: FeatureSet, layer: str, limits: FileLimits = DEFAULT_LIMITS) -> Iterator[Sample]:
     """The samples of a run."""
     if is_paired(features.folder):
         for name, models in features.metadata["inputs"].items():
@@ -88,17 +101,17 @@ def samples_of(features: FeatureSet, layer: str) -> Iterator[Sample]:
         return
     if layer not in features.metadata["layers"]:
         raise ValueError(f"--layer {layer}: the run has {', '.join(features.metadata['layers'])}.")
-    for record in load_index(features.folder):
+    for record in load_index(features.folder, limits):
         yield Sample(record["id"], f"{record['id']} {layer}", f"{record['id']} {layer}", record)
 
 
-def compare(features: FeatureSet, reference: FeatureSet | None) -> Report | None:
+def compare(features: FeatureSet, reference: FeatureSet | None, limits: FileLimits = DEFAULT_LIMITS) -> Report | None:
     """With the reference; without one the two models of a run, if it has two."""
     if reference is not None:
         return compare_runs(features, reference)
     if not is_paired(features.folder):
         return None
-    dense, packing = (load_features(features.folder / file) for file in (DENSE_FILE, PACKING_FILE))
+    dense, packing = (load_features(features.folder / file, limits) for file in (DENSE_FILE, PACKING_FILE))
     return compare_features(dense, packing, features.dtype)
 
 
@@ -115,7 +128,7 @@ def draw(sample: Sample, features: FeatureSet, reference: FeatureSet | None, inp
         try:
             drawn.pictures["input"] = strip(inputs.frames(sample.record, True if paired else None), patches=False)
         except (ValueError, OSError) as error:
-            drawn.note = f"No input: {error}."
+            drawn.note = f"No input: {with_command_line_advice(str(error))}."
     mapped = tokens.reshape(*grid, -1)
     drawn.pictures["principal components"] = strip(principal_components(mapped), patches=True)
     other, label = reference, sample.label
@@ -158,11 +171,12 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError: if features are missing or damaged.
     """
-    features = open_features(options.features_dir)
+    limits = limits_of(options)
+    features = open_features(options.features_dir, limits)
     reference = None
     if options.reference is not None:
-        reference = open_features(find_published(options.reference, options.revision))
-    samples = list(samples_of(features, options.layer))
+        reference = open_features(find_published(options.reference, options.revision), limits)
+    samples = list(samples_of(features, options.layer, limits))
     if options.ids:
         unknown = set(options.ids) - {sample.name for sample in samples}
         if unknown:
@@ -179,7 +193,7 @@ def run(options: argparse.Namespace) -> None:
         save_pictures(pages[-1], place, folder)
     title = f"Features of {Path(model['path']).name}"
     page = render_page(
-        title, pages, compare(features, reference), environment(features.metadata), len(samples) - len(shown)
+        title, pages, compare(features, reference, limits), environment(features.metadata), len(samples) - len(shown)
     )
     write_atomically(folder / REPORT_FILE, lambda stream: stream.write(page.encode()))
     print(f"{folder / REPORT_FILE}: {len(shown)} of {len(samples)} samples")
@@ -192,11 +206,13 @@ def _inputs(recorded: str, options: argparse.Namespace) -> Inputs | None:
             f"no inputs are shown: the run's model {recorded} is not a folder here; pass --processor", file=sys.stderr
         )
         return None
-    return Inputs(options.processor or recorded, options.processor_revision, options.inputs_dir)
+    limits = SampleLimits(max_image_pixels=options.max_image_pixels, max_frames=options.max_frames)
+    limits.apply_to_pillow()
+    return Inputs(options.processor or recorded, options.processor_revision, options.inputs_dir, limits)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(__doc__)
     parser.add_argument("--features_dir", type=Path, required=True, help="folder that extract_features.py wrote")
     parser.add_argument("--output_dir", type=Path, help="of the pictures (default: pictures/ in the features' folder)")
     parser.add_argument("--reference", help="another run: its folder, or a repo id with features in verification/")
@@ -208,6 +224,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--layer", default="-2", help="of a run over many inputs (default -2)")
     parser.add_argument("--ids", nargs="+", help="only these samples")
     parser.add_argument("--max_samples", type=int, default=24, help="draw so many (default 24)")
+    parser.add_argument("--max_image_pixels", type=int, help="of inputs (default: the processor's, 178956970)")
+    parser.add_argument("--max_frames", type=int, help="of input videos (default: the processor's, 1000000)")
+    add_limit_arguments(parser)
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if "--layer" in arguments[:-1]:
         # argparse takes a value that starts with a minus sign for an option, unless it is attached.

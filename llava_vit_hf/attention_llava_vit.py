@@ -48,15 +48,15 @@ class LlavaViTAttention(nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         """`(..., C)` to `(..., C)`, and with `eager` the weights of each run."""
         query, key, value = self.project(hidden_states)
-        states, weights = attend(
-            self,
-            implementation,
-            apply_rotary(query, *rotary),
-            apply_rotary(key, *rotary),
-            value,
-            segments,
-            self.config.attention_dropout,
-        )
+        query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+        half = query.dtype == torch.float16
+        if half:
+            # A query or key beyond float16 has scores of -inf, which a fused kernel may turn into finite values. What
+            # overflowed must show: 0 * inf is NaN, and adding zero changes nothing else.
+            value = value + 0 * key
+        states, weights = attend(self, implementation, query, key, value, segments, self.config.attention_dropout)
+        if half:
+            states = states + 0 * query
         return self.project_output(states.reshape(hidden_states.shape)), weights
 
 

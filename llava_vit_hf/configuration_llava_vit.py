@@ -106,6 +106,8 @@ def check_llava_vit_config(config: LlavaViTConfig) -> None:
         value = getattr(config, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name} must be a positive integer, found {value!r}.")
+        if value >= 2**31:
+            raise ValueError(f"{name} must be below 2**31, found {value!r}.")
     if config.hidden_size % config.num_attention_heads != 0:
         raise ValueError(
             f"hidden_size={config.hidden_size} is not divisible by num_attention_heads={config.num_attention_heads}."
@@ -118,14 +120,24 @@ def check_llava_vit_config(config: LlavaViTConfig) -> None:
         )
     if config.layer_norm_type not in NORM_TYPES:
         raise ValueError(f"layer_norm_type must be one of {NORM_TYPES}, found {config.layer_norm_type!r}.")
-    if config.hidden_act not in ACT2FN:
+    if not isinstance(config.hidden_act, str) or config.hidden_act not in ACT2FN:
         raise ValueError(f"hidden_act must be one of {sorted(ACT2FN)}, found {config.hidden_act!r}.")
     for name in ("layer_norm_eps", "head_norm_eps", "rope_theta"):
         value = getattr(config, name)
-        if not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        if not _is_number(value) or not 0 < value < float("inf"):
             raise ValueError(f"{name} must be a positive number, found {value!r}.")
     chunk = config.chunk_size_feed_forward
     if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 0:
         raise ValueError(f"chunk_size_feed_forward must be an integer of at least 0, found {chunk!r}.")
-    if not 0.0 <= config.attention_dropout < 1.0:
+    if chunk >= 2**31:
+        raise ValueError(f"chunk_size_feed_forward must be below 2**31, found {chunk!r}.")
+    if not _is_number(config.attention_dropout) or not 0.0 <= config.attention_dropout < 1.0:
         raise ValueError(f"attention_dropout must be in [0, 1), found {config.attention_dropout!r}.")
+    if not _is_number(config.initializer_range) or not 0.0 <= config.initializer_range < float("inf"):
+        raise ValueError(f"initializer_range must be a number of at least 0, found {config.initializer_range!r}.")
+    if not isinstance(config.use_head, bool):
+        raise ValueError(f"use_head must be True or False, found {config.use_head!r}.")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

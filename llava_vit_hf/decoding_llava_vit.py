@@ -10,21 +10,28 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from transformers.image_utils import ChannelDimension
 from transformers.video_utils import load_video
 
-from .pixels_llava_vit import channel_format
+from .pixels_llava_vit import MAX_IMAGE_PIXELS, channel_format, check_pixels
 
 
+# Nine hours at 30 frames a second.
+MAX_FRAMES = 1_000_000
+# What a processor's settings say; these are for decoding without one.
+DEFAULT_LIMITS = SimpleNamespace(max_frames=MAX_FRAMES, max_image_pixels=MAX_IMAGE_PIXELS)
 BACKENDS = ("decord", "pyav", "torchcodec", "opencv")
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 # FFmpeg's names of what decord was measured to seek in exactly. Elsewhere (MPEG-TS, AVI, HEVC, MPEG-4 with B-frames)
 # it returns other frames than asked for, without a word.
 SEEKABLE_FORMATS = {"mov", "mp4", "matroska", "webm"}
 SEEKABLE_CODECS = {"h264", "vp8", "vp9"}
+# FFmpeg's names of formats that hold no video but name other files, which it would open.
+PLAYLIST_FORMATS = {"concat", "concatf", "dash", "hls", "imf", "sdp", "webm_dash_manifest"}
 
 # Called with (sampled frames, height, width) before they are decoded; raises to refuse them.
 SizeCheck = Callable[[int, int, int], None]
@@ -42,40 +49,63 @@ def sample_frame_indices(total: int, num_frames: int | str) -> np.ndarray:
     Raises:
         ValueError: if either is not positive.
     """
-    if total < 1:
-        raise ValueError(f"total must be at least 1 frame, found {total}.")
-    if num_frames == "all":
+    if isinstance(total, bool) or not isinstance(total, int | np.integer) or total < 1:
+        raise ValueError(f"total must be at least 1 frame, found {total!r}.")
+    if isinstance(num_frames, str) and num_frames == "all":
         return np.arange(total)
-    if isinstance(num_frames, str) or num_frames < 1:
+    if isinstance(num_frames, bool) or not isinstance(num_frames, int | np.integer) or num_frames < 1:
         raise ValueError(f"num_frames must be an integer of at least 1, or 'all', found {num_frames!r}.")
     return np.linspace(0, total - 1, num_frames, dtype=int)
 
 
+def check_frames(name: str, found: int | str, frames: int, limit: int) -> None:
+    """Refuses a video by its number of frames.
+
+    Args:
+        found: `frames` in words.
+
+    Raises:
+        ValueError: naming the video and the switch.
+    """
+    if frames > limit:
+        raise ValueError(
+            f"{name}: {found} frames, more than max_frames={limit}. Raise max_frames, or give a shorter video or a "
+            "smaller num_frames."
+        )
+
+
 def decode_file(
-    path: Path, num_frames: int | str, backend: str | None = None, check: SizeCheck | None = None
+    path: Path,
+    num_frames: int | str,
+    backend: str | None = None,
+    check: SizeCheck | None = None,
+    limits: Any = DEFAULT_LIMITS,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Samples frames of one file: `(T, H, W, 3)` uint8 and metadata, as `decode_video` describes.
+
+    Args:
+        limits: has `max_frames` and `max_image_pixels`; frames over the latter are refused before they are decoded.
 
     Raises:
         ImportError: if the package of a chosen backend is missing.
         ValueError: for a file that cannot be read as a video.
     """
     if path.suffix.lower() in FRAME_SUFFIXES:
-        raise ValueError(f"videos: {path} is an image. Pass it as images=, or in a list of frames.")
+        raise ValueError(f"videos: {path} is an image. Pass it as images=, or wrap a clip's frames in a list.")
     if path.stat().st_size == 0:
         raise ValueError(f"videos: {path} is empty (0 bytes).")
     chosen = backend or ("decord" if importlib.util.find_spec("decord") else "pyav")
     decoders = {"decord": _decode_decord, "pyav": _decode_pyav}
     try:
         if chosen not in decoders:
-            return _decode_transformers(path, num_frames, chosen, check)
-        return decoders[chosen](path, num_frames, check)
+            return _decode_transformers(path, num_frames, chosen, check, limits)
+        return decoders[chosen](path, num_frames, check, limits)
     except VideoError as error:
         if backend is not None or chosen == "pyav":
             raise ValueError(f"videos: {chosen} cannot read {path}: {error}") from error
         reason = str(error)
     try:
-        frames, metadata = _decode_pyav(path, num_frames, check)
+        frames, metadata = _decode_pyav(path, num_frames, check, limits)
     except VideoError as error:
         raise ValueError(f"videos: {path} cannot be read as a video: {error} (decord: {reason})") from error
     return frames, {**metadata, "decoder_fallback": f"decord: {reason}"}
@@ -88,12 +118,20 @@ def _module(name: str, package: str):
         raise ImportError(f"Reading video files with {name} needs the package {package}: {error}") from error
 
 
-def _scan(av, path) -> tuple[list[float | None], str | None]:
-    """Times in seconds of a file's frames, by its packets; and why seeking in it would miss frames, or `None`."""
+def _scan(av, path, limits) -> tuple[list[float | None], str | None]:
+    """Times in seconds of a file's frames, by its packets; and why seeking in it would miss frames, or `None`.
+
+    Raises:
+        ValueError: if there are more frames, or larger ones, than the limits allow.
+        VideoError: if there are none.
+    """
     with av.open(str(path)) as container:
+        if PLAYLIST_FORMATS.intersection(container.format.name.split(",")):
+            raise VideoError(f"it is a playlist ({container.format.name}), which names other files; pass those")
         if not container.streams.video:
             raise VideoError("it has no video stream")
         stream = container.streams.video[0]
+        _check_stream(path, stream, limits)
         codec, setup = stream.codec_context.name, stream.codec_context.extradata or b""
         if not SEEKABLE_FORMATS.intersection(container.format.name.split(",")) or codec not in SEEKABLE_CODECS:
             fault = f"{codec} video in a {container.format.name} file"
@@ -105,6 +143,7 @@ def _scan(av, path) -> tuple[list[float | None], str | None]:
                 fault = fault or "frames hidden by an edit list"
                 continue
             ticks.append(packet.pts)
+            check_frames(f"videos ({path})", f"at least {len(ticks)}", len(ticks), limits.max_frames)
             if packet.is_keyframe:
                 keyframe = packet.pts
                 fault = fault or _open_gop(codec, setup, bytes(packet))
@@ -116,6 +155,12 @@ def _scan(av, path) -> tuple[list[float | None], str | None]:
     if None in ticks:
         return [None] * len(ticks), fault or "frames without a time"
     return [round(float((pts - start) * tick), 6) for pts in sorted(ticks)], fault
+
+
+def _check_stream(path, stream, limits) -> None:
+    """Refuses the size that a stream states or has last decoded to."""
+    codec = stream.codec_context
+    check_pixels(f"videos ({path}), its frames", codec.height, codec.width, limits.max_image_pixels)
 
 
 def _open_gop(codec: str, setup: bytes, packet: bytes) -> str | None:
@@ -133,10 +178,10 @@ def _open_gop(codec: str, setup: bytes, packet: bytes) -> str | None:
     return "keyframes that are not IDR pictures (open GOP)"
 
 
-def _decode_decord(path, num_frames, check) -> tuple[np.ndarray, dict[str, Any]]:
+def _decode_decord(path, num_frames, check, limits) -> tuple[np.ndarray, dict[str, Any]]:
     av, decord = _module("av", "av"), _module("decord", "decord")
     try:
-        times, fault = _scan(av, path)
+        times, fault = _scan(av, path, limits)
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(_first_line(error)) from error
     if fault is not None:
@@ -163,15 +208,15 @@ def _first_line(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def _decode_pyav(path, num_frames, check) -> tuple[np.ndarray, dict[str, Any]]:
+def _decode_pyav(path, num_frames, check, limits) -> tuple[np.ndarray, dict[str, Any]]:
     av = _module("av", "av")
     try:
-        total = len(_scan(av, path)[0])
-        indices, frames, decoded, metadata = _read_pyav(av, path, total, num_frames, check)
+        total = len(_scan(av, path, limits)[0])
+        indices, frames, decoded, metadata = _read_pyav(av, path, total, num_frames, check, limits)
         if 0 < decoded != total:
             # Packets need not all decode (a truncated or damaged file): sample what does.
             lost, total = total - decoded, decoded
-            indices, frames, decoded, metadata = _read_pyav(av, path, total, num_frames, check)
+            indices, frames, decoded, metadata = _read_pyav(av, path, total, num_frames, check, limits)
             metadata["undecodable_frames"] = lost
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(_first_line(error)) from error
@@ -182,18 +227,31 @@ def _decode_pyav(path, num_frames, check) -> tuple[np.ndarray, dict[str, Any]]:
     return np.stack([frames[index][0] for index in indices]), {**metadata, "total_frames": total}
 
 
-def _read_pyav(av, path, total, num_frames, check) -> tuple[list[int], dict, int, dict[str, Any]]:
+def _read_pyav(av, path, total, num_frames, check, limits) -> tuple[list[int], dict, int, dict[str, Any]]:
     """One pass over the file: the indices wanted of `total`, their frames and times, and how many frames decode."""
     indices = sample_frame_indices(total, num_frames).tolist()
-    wanted, frames, decoded = set(indices), {}, 0
+    wanted, frames, decoded, first = set(indices), {}, 0, None
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
+        width, height = stream.codec_context.width, stream.codec_context.height
+        if check is not None and width and height:
+            check(len(indices), height, width)
+        # Later frames may be larger than the header says. Decoders count in whole blocks, of up to 128 pixels.
+        stream.codec_context.options = {"max_pixels": str(limits.max_image_pixels + 128 * (width + height + 128))}
         start, tick = stream.start_time or 0, stream.time_base
-        for frame in _decodable_frames(av, container):
+        for frame in _decodable_frames(av, container, lambda: _check_stream(path, stream, limits)):
+            size = _upright_size(frame)
             if decoded == 0 and check is not None:
-                check(len(indices), *_upright_size(frame))
+                check(len(indices), *size)
+            check_pixels(f"videos ({path}), frame {decoded}", *size, limits.max_image_pixels)
             if decoded in wanted:
+                first = first or size
+                if size != first:
+                    raise ValueError(
+                        f"videos ({path}): all frames must have one size, found (width x height) "
+                        f"{first[1]}x{first[0]} and {size[1]}x{size[0]}. Cut the video where its size changes."
+                    )
                 time = None if frame.pts is None else round(float((frame.pts - start) * tick), 6)
                 # rotation is counter-clockwise, as rot90 turns.
                 frames[decoded] = (np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)), time)
@@ -215,24 +273,30 @@ def _packets(av, container) -> Iterator[Any]:
         return
 
 
-def _decodable_frames(av, container) -> Iterator[Any]:
-    """Frames in presentation order, past packets that are damaged."""
+def _decodable_frames(av, container, check_stream: Callable[[], None]) -> Iterator[Any]:
+    """Frames in presentation order, past packets that are damaged; those of too many pixels raise."""
     # Without a packet the decoder hands out the frames it still holds.
     for packet in chain(_packets(av, container), [None]):
         try:
             yield from container.streams.video[0].decode(packet)
         except av.error.InvalidDataError:
-            continue
+            # Refusing a frame for its size looks like damage, but leaves the size.
+            check_stream()
 
 
-def _decode_transformers(path, num_frames, backend, check) -> tuple[np.ndarray, dict[str, Any]]:
+def _decode_transformers(path, num_frames, backend, check, limits) -> tuple[np.ndarray, dict[str, Any]]:
     """By torchcodec or OpenCV, through transformers' readers; they trust the header's frame count."""
     sampled: list[int] = []
 
     def sample(metadata, **_) -> list[int]:
         if metadata.total_num_frames < 1:
             raise VideoError("its header says 0 frames; use the pyav backend")
-        sampled.extend(sample_frame_indices(int(metadata.total_num_frames), num_frames).tolist())
+        total = int(metadata.total_num_frames)
+        check_frames(f"videos ({path})", str(total), total, limits.max_frames)
+        if metadata.height and metadata.width:
+            name = f"videos ({path}), its frames"
+            check_pixels(name, int(metadata.height), int(metadata.width), limits.max_image_pixels)
+        sampled.extend(sample_frame_indices(total, num_frames).tolist())
         if check is not None and metadata.height and metadata.width:
             check(len(sampled), metadata.height, metadata.width)
         # The readers return a repeated frame once.

@@ -10,6 +10,9 @@ Pure functions, used by the models, the processors and whoever packs by hand. Co
   sees another sample. This is not Qwen-VL's convention, which is one segment per frame.
 """
 
+from numbers import Integral
+
+import numpy as np
 import torch
 
 
@@ -60,10 +63,11 @@ def temporal_positions(num_frames: int, context: int = TEMPORAL_CONTEXT) -> torc
         `(num_frames,)` int64. For 8 frames: 0, 9, 18, 27, 36, 45, 54, 63.
 
     Raises:
-        ValueError: if `num_frames` is not positive.
+        ValueError: if `num_frames` or `context` is no positive integer.
     """
-    if num_frames < 1:
-        raise ValueError(f"num_frames must be at least 1, found {num_frames}.")
+    for name, value in (("num_frames", num_frames), ("context", context)):
+        if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+            raise ValueError(f"{name} must be at least 1, found {value!r}.")
     steps = torch.arange(num_frames, dtype=torch.float64) * (context - 1) / max(num_frames - 1, 1)
     return steps.round().clamp(0, context - 1).long()
 
@@ -94,8 +98,11 @@ def grid_positions(
 
     Returns:
         `(total_tokens, 3)` int64, samples one after another.
+
+    Raises:
+        ValueError: if `grid_thw` is no tensor or list of positive integers of this shape.
     """
-    grids = grid_thw.tolist() if isinstance(grid_thw, torch.Tensor) else grid_thw
+    grids = check_grid(_grid_tensor(grid_thw))
     times = times or [None] * len(grids)
     return torch.cat(
         [
@@ -123,6 +130,10 @@ def check_grid(grid_thw: torch.Tensor) -> list[list[int]]:
     Raises:
         ValueError: if it is not `(samples, 3)`, not integer, or has an entry below 1.
     """
+    if not isinstance(grid_thw, torch.Tensor):
+        raise ValueError(f"grid_thw must be a tensor of shape (samples, 3), found {type(grid_thw).__name__}.")
+    if grid_thw.is_meta:
+        raise ValueError("grid_thw is on the meta device, which holds no numbers. Pass it on the CPU.")
     if grid_thw.ndim != 2 or grid_thw.shape[1] != 3 or grid_thw.shape[0] == 0:
         raise ValueError(f"grid_thw must have shape (samples, 3), found {tuple(grid_thw.shape)}.")
     if grid_thw.is_floating_point() or grid_thw.is_complex() or grid_thw.dtype == torch.bool:
@@ -132,6 +143,13 @@ def check_grid(grid_thw: torch.Tensor) -> list[list[int]]:
         if min(grid) < 1:
             raise ValueError(f"grid_thw[{index}] is {grid}; every entry of (t, h, w) must be at least 1.")
     return grids
+
+
+def _grid_tensor(grid_thw) -> torch.Tensor:
+    try:
+        return torch.as_tensor(grid_thw)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"grid_thw must be integers of shape (samples, 3), found {grid_thw!r}.") from error
 
 
 def split_features(features, grid_thw) -> list:
@@ -147,7 +165,9 @@ def split_features(features, grid_thw) -> list:
     Raises:
         ValueError: if the grid does not add up to the rows.
     """
-    grids = check_grid(torch.as_tensor(grid_thw))
+    if not isinstance(features, torch.Tensor | np.ndarray):
+        raise ValueError(f"features must be a torch tensor or a numpy array, found {type(features).__name__}.")
+    grids = check_grid(_grid_tensor(grid_thw))
     if features.ndim == 3 and features.shape[0] == 1:
         features = features[0]
     if features.ndim != 2:

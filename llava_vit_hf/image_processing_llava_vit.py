@@ -16,12 +16,27 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImage
 
 # Out of a local folder transformers 4 fetches only the files that this one imports itself, so all are named here.
 from .collation_llava_vit import Sample, collate, select
+from .decoding_llava_vit import MAX_FRAMES
 from .grid_llava_vit import TEMPORAL_CONTEXT
-from .pixels_llava_vit import image_size, open_image, to_frame, to_rgb
+from .pixels_llava_vit import (
+    MAX_IMAGE_PIXELS,
+    check_pixels,
+    image_size,
+    label_of,
+    open_image,
+    output_size,
+    resized_size,
+    to_frame,
+    to_rgb,
+)
 from .selection_llava_vit import kept_patches  # noqa: F401
 
 
 MAX_TOKENS = 65536
+SWITCHES = (
+    *("packing", "native_resolution", "do_resize", "do_center_crop", "do_rescale", "do_normalize"),
+    "do_convert_rgb",
+)
 # The arguments that mean nothing at native resolution.
 RESIZING = ("do_resize", "size", "resample", "do_center_crop", "crop_size")
 
@@ -41,12 +56,17 @@ class LlavaViTImageProcessor(BaseImageProcessor):
         do_rescale, rescale_factor, do_normalize, image_mean, image_std: as in CLIP.
         do_convert_rgb: convert other modes to RGB; if `False` they are an error.
         max_tokens: a sample (image or clip) of more patches is an error. Nothing is resized silently.
+        max_image_pixels: an image or frame of more pixels is an error, before it is decoded; also one that resizing
+            would make that large. Default: Pillow's, 178,956,970. Files are held to Pillow's own limit too.
+        max_frames: a video (file, folder or list) of more frames is an error, and so is a `num_frames` above it.
+            Default: 1,000,000, nine hours at 30 frames a second.
         num_frames: frames sampled from a video, or `"all"`.
         temporal_context: frames of the context that a clip's sampled frames are spread over.
     """
 
     settings_names = (
-        *("patch_size", "packing", "native_resolution", "max_tokens", "num_frames", "temporal_context"),
+        *("patch_size", "packing", "native_resolution", "num_frames", "temporal_context"),
+        *("max_tokens", "max_image_pixels", "max_frames"),
         *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_convert_rgb"),
         *("do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),
     )
@@ -70,6 +90,8 @@ class LlavaViTImageProcessor(BaseImageProcessor):
         max_tokens: int = MAX_TOKENS,
         num_frames: int | str = 8,
         temporal_context: int = TEMPORAL_CONTEXT,
+        max_image_pixels: int = MAX_IMAGE_PIXELS,
+        max_frames: int = MAX_FRAMES,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -78,7 +100,7 @@ class LlavaViTImageProcessor(BaseImageProcessor):
         self.native_resolution = native_resolution
         self.do_resize = do_resize
         self.size = _size_dict("size", 448 if size is None else size)
-        self.resample = int(resample)
+        self.resample = _resample(resample)
         self.do_center_crop = do_center_crop
         self.crop_size = _size_dict("crop_size", 448 if crop_size is None else crop_size)
         self.do_rescale = do_rescale
@@ -90,6 +112,8 @@ class LlavaViTImageProcessor(BaseImageProcessor):
         self.max_tokens = max_tokens
         self.num_frames = num_frames
         self.temporal_context = temporal_context
+        self.max_image_pixels = max_image_pixels
+        self.max_frames = max_frames
         self.settings()
 
     @property
@@ -123,10 +147,21 @@ class LlavaViTImageProcessor(BaseImageProcessor):
             settings.native_resolution = settings.packing
         settings.size = _size_dict("size", settings.size)
         settings.crop_size = _size_dict("crop_size", settings.crop_size)
-        settings.resample = int(settings.resample)
-        for name in ("patch_size", "max_tokens", "temporal_context"):
+        settings.resample = _resample(settings.resample)
+        for name in SWITCHES:
+            _check_switch(name, getattr(settings, name))
+        _check_numbers("rescale_factor", settings.rescale_factor, single=True)
+        _check_numbers("image_mean", settings.image_mean)
+        _check_numbers("image_std", settings.image_std)
+        if 0 in np.atleast_1d(settings.image_std):
+            raise ValueError(f"image_std must not be 0, found {settings.image_std!r}.")
+        if input_data_format not in (None, "channels_first", "channels_last"):
+            raise ValueError(
+                f"input_data_format must be 'channels_first' or 'channels_last', found {input_data_format!r}."
+            )
+        for name in ("patch_size", "max_tokens", "max_image_pixels", "max_frames", "temporal_context"):
             _check_positive(name, getattr(settings, name))
-        if settings.num_frames != "all":
+        if not isinstance(settings.num_frames, str) or settings.num_frames != "all":
             _check_positive("num_frames", settings.num_frames)
         resizing = [name for name in RESIZING if given.get(name) is not None and given[name] is not False]
         if settings.native_resolution and resizing:
@@ -162,8 +197,8 @@ class LlavaViTImageProcessor(BaseImageProcessor):
         Raises:
             FileNotFoundError: for a missing file.
             TypeError: for what is no image, and for unknown arguments.
-            ValueError: for unreadable images, images smaller than a patch or over `max_tokens`, and, if dense, images
-                of different sizes.
+            ValueError: for unreadable images, images smaller than a patch or over a limit, and, if dense, images of
+                different sizes.
         """
         settings = self.settings(**kwargs)
         samples = select(self.prepare(images, settings), settings, keep, scores, top_k)
@@ -178,20 +213,48 @@ class LlavaViTImageProcessor(BaseImageProcessor):
 
 
 def _size_dict(name: str, value: int | dict[str, int]) -> dict[str, int]:
-    if isinstance(value, int):
+    if isinstance(value, int) and value > 0 and not isinstance(value, bool):
         return {"shortest_edge": value} if name == "size" else {"height": value, "width": value}
     # transformers 5 hands its own mapping around, with None for the sides not given.
-    size = {key: side for key, side in dict(value).items() if side is not None}
+    pairs = dict(value) if hasattr(value, "keys") else {}
+    size = {key: side for key, side in pairs.items() if side is not None}
     allowed = [{"height", "width"}] + ([{"shortest_edge"}] if name == "size" else [])
-    if set(size) not in allowed or any(not isinstance(side, int) or side < 1 for side in size.values()):
+    if set(size) not in allowed or any(
+        not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in size.values()
+    ):
         expected = " or ".join(str(sorted(keys)) for keys in allowed)
-        raise ValueError(f"{name} must be an int, or a dict of pixels with the keys {expected}, found {value}.")
+        raise ValueError(f"{name} must be an int, or a dict of pixels with the keys {expected}, found {value!r}.")
     return size
 
 
+def _resample(value: Any) -> int:
+    """The number of one of Pillow's filters."""
+    known = [int(choice) for choice in PILImageResampling]
+    if isinstance(value, bool) or not isinstance(value, int) or value not in known:
+        raise ValueError(f"resample must be one of Pillow's filters, {known}, found {value!r}.")
+    return int(value)
+
+
+def _check_switch(name: str, value: Any) -> None:
+    # Files that transformers writes may have null for False.
+    if value is not None and not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, found {value!r}.")
+
+
+def _check_numbers(name: str, value: Any, single: bool = False) -> None:
+    """A finite number, or one for each of three channels."""
+    values = list(value) if isinstance(value, list | tuple) and not single else [value]
+    numbers = all(isinstance(number, int | float) and not isinstance(number, bool) for number in values)
+    if len(values) not in (1, 3) or not numbers or not all(abs(number) < 1e30 for number in values):
+        expected = "a finite number" + " or three of them" * (not single)
+        raise ValueError(f"{name} must be {expected}, found {value!r}.")
+    if len(values) == 1 and isinstance(value, list | tuple):
+        raise ValueError(f"{name} must be a finite number or three of them, found {value!r}.")
+
+
 def _check_positive(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise ValueError(f"{name} must be an integer of at least 1, found {value!r}.")
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value < 2**31:
+        raise ValueError(f"{name} must be an integer of at least 1 and below 2**31, found {value!r}.")
 
 
 def _flatten(images: Any) -> Iterator[Any]:
@@ -224,16 +287,25 @@ def check_size(name: str, frames: int, height: int, width: int, settings: Simple
         )
 
 
+def check_sample(name: str, frames: int, height: int, width: int, settings: SimpleNamespace) -> None:
+    """Refuses a sample over a limit or too small, by its size before it is decoded.
+
+    Raises:
+        ValueError: naming the sample and the switch.
+    """
+    check_pixels(name, height, width, settings.max_image_pixels)
+    check_pixels(f"{name}, resized", *resized_size(height, width, settings), settings.max_image_pixels)
+    check_size(name, frames, *output_size(height, width, settings), settings)
+
+
 def _image_sample(image: Any, name: str, settings: SimpleNamespace) -> Sample:
-    opened = open_image(image, name)
+    opened = open_image(image, name, settings.max_image_pixels)
     from_file = opened is not image
-    name = f"{name} ({image})" if from_file else name
-    height, width = image_size(opened, name, settings.input_data_format)
-    if settings.native_resolution:
-        check_size(name, 1, height, width, settings)
+    name = f"{name} ({label_of(image)})" if from_file else name
+    check_sample(name, 1, *image_size(opened, name, settings.input_data_format), settings)
     rgb = to_rgb(opened, name, settings, upright=from_file)
     height, width = image_size(rgb, name, "channels_last")
     frame = to_frame(rgb, settings)
     check_size(name, 1, *frame.shape[-2:], settings)
-    metadata = {"kind": "image", "source": str(image) if from_file else None, "height": height, "width": width}
+    metadata = {"kind": "image", "source": label_of(image) if from_file else None, "height": height, "width": width}
     return Sample([frame], metadata=metadata)

@@ -24,6 +24,10 @@ from .segments_llava_vit import Segments
 
 logger = logging.get_logger(__name__)
 
+# Rows that the MLP takes at a time for inference on a CPU: larger intermediate states leave the caches, and from
+# 32 MiB on glibc maps and clears new memory for every one of them, which costs as much as the activation itself.
+CPU_MLP_ROWS = 2048
+
 
 def build_norm(config: LlavaViTConfig) -> nn.Module:
     """The encoder's norm that `config.layer_norm_type` names."""
@@ -71,9 +75,17 @@ class LlavaViTLayer(GradientCheckpointingLayer):
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The MLP, on `chunk_size_feed_forward` tokens at a time where that is set."""
-        if self.chunk_size == 0:
+        if self.chunk_size > 0:
+            return torch.cat([self.mlp(chunk) for chunk in hidden_states.split(self.chunk_size, dim=-2)], dim=-2)
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or hidden_states.device.type != "cpu":
             return self.mlp(hidden_states)
-        return torch.cat([self.mlp(chunk) for chunk in hidden_states.split(self.chunk_size, dim=-2)], dim=-2)
+        if hidden_states.shape[:-1].numel() <= CPU_MLP_ROWS:
+            return self.mlp(hidden_states)
+        output = torch.empty_like(hidden_states)
+        chunks = (states.flatten(0, -2).split(CPU_MLP_ROWS) for states in (hidden_states, output))
+        for chunk, part in zip(*chunks, strict=True):
+            part.copy_(self.mlp(chunk))
+        return output
 
     def forward(
         self,
@@ -308,6 +320,7 @@ class LlavaViTModel(LlavaViTPreTrainedModel):
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
         vision_feature_layer: int | str | Sequence[int | str] | None = None,
+        **unexpected: object,
     ) -> BaseModelOutputWithPooling | tuple:
         """
         Args:
@@ -318,6 +331,7 @@ class LlavaViTModel(LlavaViTPreTrainedModel):
             output_attentions: also return `attentions`, per layer `(B, heads, K, K)`.
             output_hidden_states: also return `hidden_states`, each `(B, K, C)`.
             return_dict: `False` for a plain tuple.
+            unexpected: nothing; inputs of the packing model are refused by name.
             vision_feature_layer: one index or several into `hidden_states`, as in transformers' LLaVA. Only these
                 are kept, in the order given, and nothing after the deepest is computed: `last_hidden_state` and
                 `pooler_output` are `None`, unless `"pooler"` is among them.
@@ -326,8 +340,14 @@ class LlavaViTModel(LlavaViTPreTrainedModel):
             `last_hidden_state` `(B, K, C)`, `pooler_output` `(B, C)`, `hidden_states`, `attentions`.
 
         Raises:
+            TypeError: for arguments of other models, such as the packing model's `grid_thw`.
             ValueError: for shapes, dtypes or indices that do not fit; the message names the argument.
         """
+        if unexpected:
+            raise TypeError(
+                f"LlavaViTModel.forward() takes no {', '.join(sorted(unexpected))}. grid_thw, cu_seqlens and "
+                "max_seqlen are inputs of the packing model: use this folder's processor, or load a packing folder."
+            )
         pixel_values = self._check_pixel_values(pixel_values)
         if visible_indices is not None:
             visible_indices = self._check_visible_indices(visible_indices, pixel_values)

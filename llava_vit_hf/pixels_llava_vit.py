@@ -5,6 +5,8 @@ Pixels stay `uint8` until the very last step: rescaling and normalizing maps eac
 to one float32, so a table made by transformers' own functions gives their bits at a fraction of the cost.
 """
 
+import base64
+import io
 import struct
 from functools import lru_cache
 from pathlib import Path
@@ -15,43 +17,102 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 from transformers.image_transforms import center_crop, get_resize_output_image_size, normalize, rescale, resize
-from transformers.image_utils import ChannelDimension, infer_channel_dimension_format, load_image
+from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
 
+# Pillow's own default against decompression bombs.
+MAX_IMAGE_PIXELS = 178_956_970
+DOWNLOAD_SECONDS = 60
 # What Pillow raises for damaged files of the formats it reads.
 DAMAGED_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
 
-def open_image(image: Any, name: str) -> Any:
+def check_pixels(name: str, height: int, width: int, limit: int) -> None:
+    """Refuses an image or frame by its size, before it is decoded.
+
+    Raises:
+        ValueError: naming the image and the switch.
+    """
+    if height * width > limit:
+        raise ValueError(
+            f"{name}: {width}x{height} (width x height) are {height * width} pixels, more than "
+            f"max_image_pixels={limit}. Raise max_image_pixels if you trust the file, or make the picture smaller."
+        )
+
+
+def open_image(image: Any, name: str, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Any:
     """Opens a path or URL; anything else is returned as it is. A file's pixels are not decoded yet.
+
+    Args:
+        max_image_pixels: a file of more pixels is an error; so is one over Pillow's own `PIL.Image.MAX_IMAGE_PIXELS`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is not a readable image, or larger than Pillow's limit against decompression bombs.
+        ValueError: if it is not a readable image, or has too many pixels.
     """
     if not isinstance(image, str | Path):
         return image
     if str(image).startswith(("http://", "https://", "data:image/")):
-        return load_image(str(image))
-    path = Path(image)
-    if path.is_dir():
-        raise ValueError(f"{name}: {path} is a folder. Pass a folder of frames as a video.")
-    if not path.exists():
-        raise FileNotFoundError(f"{name}: there is no file {path}.")
-    limit = PIL.Image.MAX_IMAGE_PIXELS
+        source, content = label_of(image), io.BytesIO(_fetch(str(image), name, max_image_pixels))
+    else:
+        source = content = Path(image)
+        if source.is_dir():
+            raise ValueError(f"{name}: {source} is a folder. Pass a folder of frames as a video.")
+        if not source.exists():
+            raise FileNotFoundError(f"{name}: there is no file {source}.")
     try:
-        opened = PIL.Image.open(path)
+        opened = PIL.Image.open(content)
     except (PIL.Image.DecompressionBombError, PIL.Image.DecompressionBombWarning) as error:
-        raise ValueError(f"{name}: {path} is too large to be opened safely: {error}") from error
+        raise ValueError(
+            f"{name}: {source} is too large to be opened safely: {error} If you trust the file, raise "
+            f"max_image_pixels={max_image_pixels} and Pillow's own PIL.Image.MAX_IMAGE_PIXELS."
+        ) from error
     except DAMAGED_IMAGE_ERRORS as error:
-        raise ValueError(f"{name}: {path} cannot be read as an image: {error}") from error
+        raise ValueError(f"{name}: {source} cannot be read as an image: {error}") from error
+    if opened.format == "EPS":
+        # A program: Pillow would start Ghostscript to run it.
+        raise ValueError(f"{name}: {source} is PostScript, which is not run. Convert it to PNG or JPEG first.")
+    check_pixels(f"{name} ({source})", opened.height, opened.width, max_image_pixels)
     # Between one and two times its limit Pillow only warns.
+    limit = PIL.Image.MAX_IMAGE_PIXELS
     if limit is not None and opened.width * opened.height > limit:
         raise ValueError(
-            f"{name}: {path} has {opened.width}x{opened.height} pixels, more than Pillow's limit of {limit} against "
-            "decompression bombs. Raise PIL.Image.MAX_IMAGE_PIXELS if you trust the file."
+            f"{name}: {source} has {opened.width}x{opened.height} pixels, more than Pillow's limit of {limit} against "
+            "decompression bombs. Raise PIL.Image.MAX_IMAGE_PIXELS too if you trust the file."
         )
     return opened
+
+
+def label_of(image: str | Path) -> str:
+    """A path or URL as messages name it: an image inside a URL is cut short."""
+    text = str(image)
+    return f"{text[:40]}..." if text.startswith("data:") and len(text) > 43 else text
+
+
+def _fetch(url: str, name: str, max_image_pixels: int) -> bytes:
+    """The bytes of a URL, at most as many as an image within the limit has uncompressed."""
+    if url.startswith("data:"):
+        header, _, content = url.partition(",")
+        try:
+            return base64.b64decode(content, validate=False) if header.endswith(";base64") else b""
+        except ValueError as error:
+            raise ValueError(f"{name}: {label_of(url)} is not base64: {error}") from error
+    import urllib.request
+
+    # 16 bit in four channels, and a header.
+    most = 8 * max_image_pixels + 2**20
+    request = urllib.request.Request(url, headers={"User-Agent": "llava_vit_hf"})
+    try:
+        with urllib.request.urlopen(request, timeout=DOWNLOAD_SECONDS) as response:
+            content = response.read(most + 1)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{name}: {url} cannot be fetched: {error}") from error
+    if len(content) > most:
+        raise ValueError(
+            f"{name}: {url} is larger than {most} bytes, which no image of max_image_pixels={max_image_pixels} is. "
+            "Raise max_image_pixels if you trust it."
+        )
+    return content
 
 
 def channel_format(array: np.ndarray | torch.Tensor, name: str, input_data_format: str | None) -> ChannelDimension:
@@ -169,18 +230,31 @@ def _check_float_range(array: np.ndarray, name: str) -> None:
         raise ValueError(f"{name}: float pixels must lie in 0...255, found {low:.4g}...{high:.4g}.")
 
 
+def resized_size(height: int, width: int, settings: Any) -> tuple[int, int]:
+    """`(height, width)` after resizing, before cropping."""
+    if settings.native_resolution or not settings.do_resize:
+        return height, width
+    if "shortest_edge" not in settings.size:
+        return settings.size["height"], settings.size["width"]
+    # Only the shape is read, so nothing is decoded or copied for it.
+    shape = np.broadcast_to(np.uint8(0), (height, width, 3))
+    return get_resize_output_image_size(
+        shape, settings.size["shortest_edge"], default_to_square=False, input_data_format=ChannelDimension.LAST
+    )
+
+
+def output_size(height: int, width: int, settings: Any) -> tuple[int, int]:
+    """`(height, width)` of what an image is made into, before what fills no patch is dropped."""
+    if settings.do_center_crop and not settings.native_resolution:
+        return settings.crop_size["height"], settings.crop_size["width"]
+    return resized_size(height, width, settings)
+
+
 def resize_and_crop(image: PIL.Image.Image | np.ndarray, settings: Any) -> np.ndarray:
     """CLIP's resize and centre crop on an RGB image, by transformers' own functions: `(H, W, 3)`."""
     layout = ChannelDimension.LAST
     if settings.do_resize:
-        size = (settings.size.get("height"), settings.size.get("width"))
-        if "shortest_edge" in settings.size:
-            height, width = image_size(image, "image", layout)
-            # Only the shape is read, so nothing is decoded or copied for it.
-            shape = np.broadcast_to(np.uint8(0), (height, width, 3))
-            size = get_resize_output_image_size(
-                shape, settings.size["shortest_edge"], default_to_square=False, input_data_format=layout
-            )
+        size = resized_size(*image_size(image, "image", layout), settings)
         image = resize(image, size, resample=settings.resample, input_data_format=layout)
     array = np.array(image) if isinstance(image, PIL.Image.Image) else image
     if settings.do_center_crop:

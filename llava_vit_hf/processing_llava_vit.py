@@ -66,7 +66,8 @@ class LlavaViTProcessor(ProcessorMixin):
         Args:
             images: one image or a list: PIL, numpy or torch `(H, W)`, `(H, W, C)`, `(C, H, W)`, path or URL.
             videos: one video or a list of them: path of a file or of a folder of frames, a list of frames, or an array
-                `(T, H, W, C)` or `(T, C, H, W)`.
+                `(T, H, W, C)` or `(T, C, H, W)`. Paths of images are frames: `["0.png", "1.png"]` is one clip of two,
+                and `[["0.png", "1.png"], "a.mp4"]` are two videos.
             text: refused unless empty.
             num_frames: frames sampled from every video, or `"all"`. Default: as saved.
             video_backend: `"decord"`, `"pyav"`, `"torchcodec"` or `"opencv"`. `None`: decord where it is installed,

@@ -75,7 +75,8 @@ def _per_sample(values: Any, name: str, grids: Sequence[Sequence[int]]) -> list[
 def _flat(values: Any, name: str, grid: Sequence[int]) -> torch.Tensor:
     try:
         values = torch.as_tensor(values).detach().cpu()
-    except (TypeError, ValueError) as error:
+    # A RuntimeError is what torch says of a dict or of None.
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name}: found {type(values).__name__}, which is no array of numbers: {error}") from error
     total = grid[0] * grid[1] * grid[2]
     if tuple(values.shape) not in (tuple(grid), (total,)):

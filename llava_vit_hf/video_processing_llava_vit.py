@@ -17,14 +17,28 @@ import torch
 from transformers.image_processing_utils import BatchFeature
 
 from .collation_llava_vit import Sample, collate, select
-from .decoding_llava_vit import BACKENDS, FRAME_SUFFIXES, SizeCheck, decode_file, sample_frame_indices
+from .decoding_llava_vit import (
+    BACKENDS,
+    FRAME_SUFFIXES,
+    MAX_FRAMES,
+    SizeCheck,
+    check_frames,
+    decode_file,
+    sample_frame_indices,
+)
 from .grid_llava_vit import temporal_positions
-from .image_processing_llava_vit import LlavaViTImageProcessor, check_size
-from .pixels_llava_vit import channel_format, image_size, open_image, to_frame, to_rgb
+from .image_processing_llava_vit import LlavaViTImageProcessor, check_sample, check_size
+from .pixels_llava_vit import MAX_IMAGE_PIXELS, channel_format, check_pixels, image_size, open_image, to_frame, to_rgb
 
 
-# What `to_rgb` reads when frames are decoded without a processor.
-PLAIN_SETTINGS = SimpleNamespace(do_convert_rgb=True, do_rescale=False, input_data_format=None)
+# How frames are read, and how many and large they may be, when they are decoded without a processor.
+PLAIN_SETTINGS = SimpleNamespace(
+    do_convert_rgb=True,
+    do_rescale=False,
+    input_data_format=None,
+    max_image_pixels=MAX_IMAGE_PIXELS,
+    max_frames=MAX_FRAMES,
+)
 
 
 def decode_video(
@@ -44,7 +58,8 @@ def decode_video(
             and PyAV otherwise and for files that decord cannot read, or in which its seeking would miss frames (open
             GOPs, edit lists, containers without an index).
         check: called with (sampled frames, height, width) before they are decoded; may raise.
-        settings: how given frames are read, as from `LlavaViTImageProcessor.settings`.
+        settings: how given frames are read, and the limits `max_image_pixels` and `max_frames`, as from
+            `LlavaViTImageProcessor.settings`.
 
     Returns:
         Frames `(T, H, W, 3)`, uint8 (float if floats were given), upright as the file's rotation says; and metadata:
@@ -54,18 +69,21 @@ def decode_video(
 
     Raises:
         FileNotFoundError: for a missing file.
-        ValueError: for a video without frames, an unreadable file, frames of unequal size, an unknown backend.
+        ValueError: for a video without frames, an unreadable file, frames of unequal size, an unknown backend, more or
+            larger frames than the limits allow.
     """
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"video_backend must be one of {', '.join(BACKENDS)} or None, found {backend!r}.")
     source = None
+    if not isinstance(num_frames, str):
+        check_frames("num_frames", str(num_frames), num_frames, settings.max_frames)
     if isinstance(video, str | Path):
         source = str(video)
         path = Path(video)
         if not path.exists():
             raise FileNotFoundError(f"videos: there is no file or folder {path}.")
         if path.is_file():
-            frames, metadata = decode_file(path, num_frames, backend, check)
+            frames, metadata = decode_file(path, num_frames, backend, check, settings)
         else:
             frames, metadata = _read_frames(_frame_files(path), num_frames, check, f"videos: {path}", settings)
     else:
@@ -95,17 +113,22 @@ def _read_frames(video, num_frames, check, name, settings) -> tuple[np.ndarray, 
         settings = SimpleNamespace(**{**vars(settings), "input_data_format": layout})
     if len(video) == 0:
         raise ValueError(f"{name}: the video has no frames.")
+    check_frames(name, str(len(video)), len(video), settings.max_frames)
     indices = sample_frame_indices(len(video), num_frames).tolist()
-    frames = {}
+    frames, first = {}, None
     for index in dict.fromkeys(indices):
         label = f"{name}, frame {index}"
-        opened = open_image(video[index], label)
+        opened = open_image(video[index], label, settings.max_image_pixels)
+        height, width = image_size(opened, label, settings.input_data_format)
+        check_pixels(label, height, width, settings.max_image_pixels)
         if check is not None and not frames:
-            check(len(indices), *image_size(opened, label, settings.input_data_format))
+            check(len(indices), height, width)
         frames[index] = np.asarray(to_rgb(opened, label, settings, upright=opened is not video[index]))
-    sizes = {f"{frame.shape[1]}x{frame.shape[0]}" for frame in frames.values()}
-    if len(sizes) > 1:
-        raise ValueError(f"{name}: all frames must have one size, found (width x height) {', '.join(sorted(sizes))}.")
+        first = first or frames[index].shape
+        # Here, as many large frames would not fit in memory.
+        if frames[index].shape != first:
+            sizes = ", ".join(sorted(f"{shape[1]}x{shape[0]}" for shape in (first, frames[index].shape)))
+            raise ValueError(f"{name}: all frames must have one size, found (width x height) {sizes}.")
     metadata = {"frame_indices": indices, "timestamps": None, "decoder": "frames", "fps": None}
     return np.stack([frames[index] for index in indices]), {**metadata, "total_frames": len(video)}
 
@@ -144,8 +167,7 @@ class LlavaViTVideoProcessor:
         name = f"videos ({video})" if isinstance(video, str | Path) else "videos"
 
         def check(frames: int, height: int, width: int) -> None:
-            if settings.native_resolution:
-                check_size(name, frames, height, width, settings)
+            check_sample(name, frames, height, width, settings)
 
         arrays, metadata = decode_video(video, settings.num_frames, video_backend, check, settings)
         frames = [to_frame(array, settings) for array in arrays]
@@ -173,7 +195,7 @@ def split_videos(videos: Any) -> list[Any]:
     if isinstance(videos, np.ndarray | torch.Tensor) and videos.ndim == 5:
         return list(videos)
     if _is_frame(videos):
-        raise ValueError("videos: found a single image. Pass it as images=, or a list of frames.")
+        raise ValueError("videos: found a single image. Pass it as images=, or wrap a clip's frames in a list.")
     if not isinstance(videos, list | tuple):
         return [videos]
     if len(videos) == 0:
@@ -182,5 +204,7 @@ def split_videos(videos: Any) -> list[Any]:
     if all(frames):
         return [list(videos)]
     if any(frames):
-        raise ValueError("videos: the list mixes single frames and videos; pass each video as its own list of frames.")
+        raise ValueError(
+            "videos: the list mixes single frames and videos; wrap the frames of each clip in a list of their own."
+        )
     return [video for item in videos for video in ([item] if isinstance(item, list | tuple) else split_videos(item))]

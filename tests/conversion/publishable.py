@@ -66,7 +66,8 @@ def report_of(folder: Path, verdict: str = "PASS") -> dict:
         "bounds": {"float32": {"min_cosine": 0.99999999, "relative_error": 1e-5, "max_abs": None}},
         "cases": [case],
         "controls": [control],
-        "margin": None,
+        "margins": {},
+        "taken_on_trust": "2 attention heads.",
         "notes": ["The weights hide nothing."],
         "seconds": 1.0,
     }

@@ -65,11 +65,11 @@ def test_facts_come_from_the_files(folder):
 
 def test_every_executed_file_is_listed_with_its_hash(folder):
     content = card_of(folder)
-    code, data = content[content.index("## Code that") :].split("Weights and configuration:")
+    code, data = content[content.index("## Code that") :].split("Weights, configuration and report:")
     for path in folder.iterdir():
         row = f"| `{path.name}` | {path.stat().st_size} | `{sha256_of(path.read_bytes())}` |"
         assert (row in code) == (path.suffix == ".py")
-        assert (row in data) == (path.name.endswith((".safetensors", "config.json")))
+        assert (row in data) == (path.name.endswith((".safetensors", ".json", ".md")))
 
 
 def test_verification_tables_show_the_report(folder):

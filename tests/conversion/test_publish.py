@@ -10,12 +10,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from huggingface_hub.errors import OfflineModeIsEnabled
 
-from conversion.hub_client import HubClient, failure, wait_before_retry
-from conversion.model_folder import ModelFile, PublishError, read_model_folder
-from conversion.publish import PublishResult, publish_folder
+from conversion import convert_llava_vit_to_hf
+from conversion.hub_client import UPLOAD_AGAIN, HubClient, RepoState, failure, wait_before_retry
+from conversion.model_folder import ModelFile, PublishError, PublishInputError, read_model_folder
+from conversion.publish import PublishResult, check_listing, publish_folder
 from conversion.publish_options import add_publish_arguments
 from tests.conversion.publishable import report_of, sha256_of, verified_folder, write_report
 from tests.loopback_hub import LoopbackHub
@@ -271,6 +274,7 @@ def test_card_that_the_hub_refuses_stops_everything(hub, folder):
 
 def test_pull_request_is_one_commit_beside_main(hub, folder):
     before = hub.create_repo(REPO).at()
+    assert "number goes into README.md, so its hash will be another" in push(hub, folder, "--create_pr", "--dry_run")
     out = push(hub, folder, "--create_pr", "--commit_message", "Proposal")
     assert hub.repo(REPO).at() is before
     assert_published(hub, folder, "refs/pr/1")
@@ -390,8 +394,98 @@ def test_file_over_five_gigabytes_is_uploaded_in_blocks(hub, folder):
 
 @pytest.mark.parametrize("repo_id", ["name", "user/", "user/name/more", "user/na me", "user/name..x"])
 def test_repo_id_is_checked_first(folder, repo_id):
-    with pytest.raises(PublishError, match="no repo id"):
+    with pytest.raises(PublishInputError, match="no repo id"):
         publish_folder(folder, repo_id)
+
+
+def test_exit_code_is_2_for_what_cannot_be_published_at_all(hub, folder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "config.json does not exist" in push(hub, tmp_path / "empty", code=2)
+    assert "is no folder" in push(hub, tmp_path / "nowhere", code=2)
+    assert "is no repo id" in push(hub, folder, repo="name", code=2)
+    assert "drop the revision" in push(hub, folder, "--create_pr", "--revision", "x", code=2)
+    assert not hub.requests
+
+
+def test_a_conversion_checks_the_repo_id_before_it_reads_weights(tmp_path, capsys):
+    arguments = ["auto", "nowhere.pt", "--output_dir", str(tmp_path / "out"), "--push_to_hub", "name"]
+    assert convert_llava_vit_to_hf.main(arguments) == 2
+    error = capsys.readouterr().err
+    assert "'name' is no repo id" in error and "nowhere.pt" not in error
+
+
+@pytest.mark.parametrize("name", ["README.md", "model.safetensors", "VERIFICATION.md", "grid_llava_vit.py"])
+def test_links_are_refused_and_what_they_lead_to_is_not_sent(hub, folder, tmp_path, name):
+    secret = tmp_path / "secret"
+    secret.write_text(SECRET)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(secret)
+    for options in (("--dry_run",), ("--allow_unverified",)):
+        out = push(hub, folder, *options, code=2)
+        assert f"{name} is a symbolic link to {secret}" in out and SECRET not in out
+    assert not hub.requests
+
+
+def test_links_of_strangers_are_left_out(hub, folder, tmp_path):
+    (folder / "data").symlink_to(tmp_path)
+    (folder / "passwd").symlink_to("/etc/passwd")
+    out = push(hub, folder)
+    assert "left out: data (no part of the model)" in out and "left out: passwd (no part of the model)" in out
+    assert not {"data", "passwd"} & published(hub).keys()
+
+
+class Listing:
+    """A client that says of a commit what it is told to."""
+
+    def __init__(self, files):
+        self._files = files
+
+    def files(self, repo_id, commit):
+        return self._files
+
+
+def listed(content: bytes) -> SimpleNamespace:
+    file = ModelFile.from_bytes("", content)
+    return SimpleNamespace(size=file.size, lfs=None, blob_id=file.git_oid())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, None),
+        ({".gitattributes": b"*.safetensors"}, None),
+        ({"a.py": b"other"}, "a.py is not as it was sent"),
+        ({"a.py": None}, "a.py is not as it was sent"),
+        ({"stray.py": b""}, "stray.py was not sent"),
+        ({"old.py": b""}, "old.py should be gone"),
+        ({"theirs.txt": b"changed"}, "theirs.txt was not to change"),
+        ({"theirs.txt": None}, "theirs.txt was not to change"),
+    ],
+)
+def test_the_hub_s_listing_must_be_exactly_what_was_sent(change, message):
+    before = {"old.py": listed(b""), "theirs.txt": listed(b"theirs")}
+    after = {"a.py": listed(b"new"), "theirs.txt": listed(b"theirs")}
+    after |= {name: listed(content) for name, content in change.items() if content is not None}
+    for name in (name for name, content in change.items() if content is None):
+        del after[name]
+    check = (Listing(after), REPO, "c" * 40, RepoState("p" * 40, False, before, None, None))
+    files = [ModelFile.from_bytes("a.py", b"new")]
+    if message is None:
+        check_listing(*check, files, ["old.py"])
+    else:
+        with pytest.raises(PublishError, match=message):
+            check_listing(*check, files, ["old.py"])
+
+
+def test_offline_says_how_to_leave_it_and_once(monkeypatch):
+    error = OfflineModeIsEnabled("offline mode is enabled. To disable it, please unset `HF_HUB_OFFLINE`.")
+    text = str(failure("Looking up it", error))
+    assert text == f"Looking up it failed: {error}"
+    refused = ConnectionError("[Errno 111] Connection refused")
+    refused.__cause__ = OSError("[Errno 111] Connection refused")
+    text = str(failure("Looking up it", refused))
+    assert text.count("Connection refused") == 1 and text.endswith("Try again when the Hub can be reached.")
+    assert "what was uploaded is not sent again" in str(failure("Committing", refused, UPLOAD_AGAIN))
 
 
 def test_pull_request_and_branch_exclude_each_other(folder):

@@ -129,7 +129,7 @@ def test_written_and_read_again(tmp_path, report):
 
 @pytest.mark.parametrize(
     "text, message",
-    [(None, "does not exist"), ("{", "is not JSON"), ("[]", "found 'list'"), ('{"schema_version": 2}', "found 2")],
+    [(None, "does not exist"), ("{", "is not JSON"), ("[]", "holds a list"), ('{"schema_version": 2}', "found 2")],
 )
 def test_unreadable_reports_are_named(tmp_path, text, message):
     if text is not None:

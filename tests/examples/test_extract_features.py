@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tests.examples.commands import EXAMPLES, contents, environment, read_lines,
 sys.path.insert(0, str(EXAMPLES))
 
 import extract_features  # noqa: E402
-from bulk_extraction import cut_into_shards, parse_layers  # noqa: E402
+from bulk_extraction import check_layers, cut_into_shards, parse_layers  # noqa: E402
 from feature_sets import open_features  # noqa: E402
 
 
@@ -161,6 +162,7 @@ def test_no_sample_at_all_is_a_failed_run(models, tmp_path):
         (["--inputs", "."], "no images or videos"),
         (["--inputs", ".", "--layers", "-2,last"], "--layers -2,last"),
         (["--inputs", ".", "--layers", "-2,-2"], "named twice"),
+        (["--inputs", ".", "--layer", "-2"], "--layer is unknown; did you mean --layers?"),
         (["--inputs", ".", "--max_tokens", "0"], "--max_tokens must be at least 1"),
         (["--inputs", ".", "--decode_timeout", "0"], "--decode_timeout must be positive"),
         (["--inputs", ".", "--image1", "1.jpg"], "found also --image1"),
@@ -190,6 +192,23 @@ def test_exchanged_model_folders_are_refused_before_anything_runs(models, four_f
     assert extract(*arguments, "--output_dir", tmp_path / "features") == 2
     assert "this is a packing model, expected the dense one" in capsys.readouterr().err
     assert not (tmp_path / "features").exists()
+
+
+def test_a_layer_that_the_model_has_not_is_refused_before_anything_is_loaded(
+    models, four_files, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(
+        "bulk_extraction.AutoModel.from_pretrained", lambda *_, **__: pytest.fail("the model was loaded")
+    )
+    folder, inputs = tmp_path / "features", four_files / "1.jpg"
+    arguments = ["--packing_model_path", models / "tiny_packing", "--inputs", inputs, "--output_dir", folder]
+    for layers in ("9", "-2,-9"):
+        assert extract(*arguments, "--layers", layers) == 2
+        assert "9: the model has" in capsys.readouterr().err and not folder.exists()
+    headless = SimpleNamespace(num_hidden_layers=2, use_head=False)
+    check_layers([-3, 2], headless)
+    with pytest.raises(ValueError, match="no pooling head"):
+        check_layers(["pooler"], headless)
 
 
 def test_layers_and_shards():
@@ -251,7 +270,8 @@ def test_no_process_outlives_a_killed_run(models, four_files, tmp_path):
     process.kill()
     process.wait()
     _, alive = psutil.wait_procs(children, timeout=20)
-    assert alive == []
+    # Where nobody waits for orphans, as in some containers, an ended process stays as a zombie.
+    assert [child for child in alive if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
 
 
 def test_metadata_names_everything_that_features_depend_on(many_features):

@@ -36,7 +36,14 @@ def test_options_named_in_the_guides_exist():
 
     known = {option for action in build_parser()._actions for option in action.option_strings}
     elsewhere = {"--num_attention_heads", "--features_dir", "--reference", "--cpu", "--multi_gpu", "--num_processes"}
-    elsewhere |= {"--num_machines", "--mixed_precision", "--dynamo_backend", "--main_process_port"}
+    elsewhere |= {
+        "--max_archive_bytes",
+        "--max_json_bytes",
+        "--num_machines",
+        "--mixed_precision",
+        "--dynamo_backend",
+        "--main_process_port",
+    }
     for guide in ("README.md", "README_zh.md"):
         named = set(re.findall(r"(?<![\w-])--[a-z]\w*", (EXAMPLES / guide).read_text(encoding="utf-8")))
         assert named - known <= elsewhere

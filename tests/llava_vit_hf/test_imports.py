@@ -28,7 +28,7 @@ ALLOWED = {
     },
     "transformers.image_utils": {
         *("OPENAI_CLIP_MEAN", "OPENAI_CLIP_STD", "ChannelDimension", "PILImageResampling"),
-        *("infer_channel_dimension_format", "load_image"),
+        "infer_channel_dimension_format",
     },
     "transformers.modeling_layers": {"GradientCheckpointingLayer"},
     "transformers.modeling_outputs": {"BaseModelOutputWithPooling"},

@@ -264,6 +264,20 @@ def test_one_video_or_several():
             split_videos(wrong)
 
 
+def test_paths_of_images_are_frames_of_a_clip_and_no_videos(tmp_path):
+    paths = [str(tmp_path / f"{index}.png") for index in range(2)]
+    for value, path in zip((10, 200), paths, strict=True):
+        PIL.Image.new("RGB", (28, 28), (value,) * 3).save(path)
+    for one_clip in (paths, [paths]):
+        (video,) = split_videos(one_clip)
+        assert decode_video(video, num_frames=2)[0][:, 0, 0, 0].tolist() == [10, 200]
+    assert [len(video) for video in split_videos([paths, paths[:1]])] == [2, 1]
+    with pytest.raises(ValueError, match="0.png is an image.*wrap a clip's frames in a list"):
+        decode_video(*split_videos(paths[0]))
+    with pytest.raises(ValueError, match="mixes single frames and videos; wrap the frames of each clip in a list"):
+        split_videos([paths[0], "a.mp4"])
+
+
 def test_clip_refusals(video, tmp_path):
     clip = np.zeros((3, 28, 28, 3), np.uint8)
     (tmp_path / "nothing").mkdir()

@@ -2,6 +2,7 @@
 """The worked example of a vision language model, with both models as its tower."""
 
 import importlib.util
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ FILE = Path(__file__).resolve().parents[2] / "examples" / "train_vlm.py"
 
 @pytest.fixture(scope="module")
 def example():
+    sys.path.append(str(FILE.parent))  # as running the script does
     spec = importlib.util.spec_from_file_location("train_vlm", FILE)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,0 +1,48 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Whether parsed JSON from elsewhere has the fields that its reader takes for granted."""
+
+from typing import Any
+
+
+NUMBER = (int, float)
+NONE = type(None)
+_NAMES = {dict: "an object", list: "a list", str: "text", int: "an integer", float: "a number", bool: "true or false"}
+
+
+def check_shape(value: Any, shape: Any, where: Any, error: type[ValueError] = ValueError, field: str = "") -> None:
+    """Compares a value with what is expected of it.
+
+    Args:
+        shape: a type or a tuple of types; `[shape]` for a list of such; `{str: shape}` for an object with any names;
+            `{"name": shape, "other?": shape}` for one that has these, and `other` perhaps. More fields are allowed.
+        where: the file, for the message.
+        error: what is raised.
+
+    Raises:
+        ValueError: or `error`; it names the file, the field, what was found and what was expected.
+    """
+    if isinstance(shape, dict):
+        _check_type(value, (dict,), where, error, field)
+        if str in shape:
+            parts = ((name, shape[str]) for name in value)
+        else:
+            absent = [name for name in shape if not name.endswith("?") and name not in value]
+            if absent:
+                raise error(f"{where}: {field or 'the file'} has no field {', '.join(absent)}. Make it anew.")
+            named = ((name.removesuffix("?"), part) for name, part in shape.items())
+            parts = ((name, part) for name, part in named if name in value)
+        for name, part in parts:
+            check_shape(value[name], part, where, error, f"{field}.{name}" if field else name)
+    elif isinstance(shape, list):
+        _check_type(value, (list,), where, error, field)
+        for index, part in enumerate(value):
+            check_shape(part, shape[0], where, error, f"{field}[{index}]")
+    else:
+        _check_type(value, shape if isinstance(shape, tuple) else (shape,), where, error, field)
+
+
+def _check_type(value: Any, types: tuple[type, ...], where: Any, error: type[ValueError], field: str) -> None:
+    # True is an int to Python, but no number in JSON.
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types and object not in types):
+        expected = " or ".join("null" if kind is NONE else _NAMES.get(kind, kind.__name__) for kind in types)
+        raise error(f"{where}: {field or 'the file'} must be {expected}, found {repr(value)[:100]}. Make it anew.")
