@@ -1,0 +1,134 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Forward time of the packing model against the same matrix products and attention calls alone, and against peers."""
+
+import statistics
+import time
+
+import torch
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from llava_vit_hf import LlavaViTConfig, LlavaViTModel, LlavaViTPackingConfig, LlavaViTPackingModel
+from llava_vit_hf.grid_llava_vit import cumulative_lengths, grid_positions
+
+
+SIZES = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 4, "intermediate_size": 3072}
+# Even sides, which Qwen3-VL's merging of 2 x 2 patches needs.
+WORKLOADS = {
+    "pack": [(1, 32, 32), (1, 28, 28), (1, 24, 32), (1, 8, 62)],
+    "small": [(1, 8 + 2 * (index % 4), 8 + 2 * (index // 4 % 4)) for index in range(256)],
+    "hd": [(1, 76, 136)],
+}
+
+
+def lengths_of(grids: list[tuple[int, int, int]]) -> list[int]:
+    return [t * h * w for t, h, w in grids]
+
+
+def floor(model: LlavaViTPackingModel, grids, dtype: torch.dtype):
+    """The model's matrix products and attention calls, with nothing between them."""
+    rows, channels = sum(lengths_of(grids)), SIZES["hidden_size"]
+    heads = (SIZES["num_attention_heads"], channels // SIZES["num_attention_heads"])
+    patches = torch.randn(rows, model.patch_embed.proj.weight[0].numel(), dtype=dtype)
+    hidden, inner = (torch.randn(rows, size, dtype=dtype) for size in (channels, SIZES["intermediate_size"]))
+    patch_weight = model.patch_embed.proj.weight.flatten(1)
+    memory_weight = model.head.attention.in_proj_weight[channels:]
+
+    def run():
+        F.linear(patches, patch_weight)
+        for layer in model.encoder.layers:
+            query, key, value = layer.self_attn.qkv(hidden).view(rows, 3, *heads).unbind(1)
+            start = 0
+            for length in lengths_of(grids):
+                part = slice(start, start + length)
+                states = (x[part].transpose(0, 1)[None] for x in (query, key, value))
+                F.scaled_dot_product_attention(*states)
+                start += length
+            layer.self_attn.proj(hidden)
+            layer.mlp.fc1(hidden)
+            layer.mlp.fc2(inner)
+        F.linear(hidden, memory_weight)
+
+    return run
+
+
+def contenders(grids, dtype: torch.dtype, compiled: bool) -> dict:
+    """What is measured, by name; each takes no argument."""
+    model = LlavaViTPackingModel(LlavaViTPackingConfig(**SIZES)).to(dtype).eval()
+    rows, lengths = sum(lengths_of(grids)), lengths_of(grids)
+    inputs = {
+        "pixel_values": torch.randn(rows, 588, dtype=dtype),
+        "grid_thw": torch.tensor(grids),
+        "patch_positions": grid_positions(grids),
+        "cu_seqlens": cumulative_lengths(lengths),
+        "max_seqlen": max(lengths),
+    }
+    runs = {"floor": floor(model, grids, dtype), "packing": lambda: model(**inputs)}
+    if compiled:
+        fast = torch.compile(model)
+        runs["packing compiled"] = lambda: fast(**inputs)
+    dense = LlavaViTModel(LlavaViTConfig(**SIZES)).to(dtype).eval()
+    images = [torch.randn(1, 3, 14 * h, 14 * w, dtype=dtype) for _, h, w in grids]
+    runs["dense one by one"] = lambda: [dense(image) for image in images]
+    runs |= qwen3_vl(grids, inputs["pixel_values"], dtype)
+    return runs
+
+
+def qwen3_vl(grids, patches: torch.Tensor, dtype: torch.dtype) -> dict:
+    """transformers' Qwen3-VL vision tower at the same sizes, where it is installed."""
+    try:
+        from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
+        from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
+    except ImportError as error:
+        print(f"Qwen3-VL is left out: {error}")
+        return {}
+    config = Qwen3VLVisionConfig(
+        depth=SIZES["num_hidden_layers"],
+        hidden_size=SIZES["hidden_size"],
+        num_heads=SIZES["num_attention_heads"],
+        intermediate_size=SIZES["intermediate_size"],
+        hidden_act="gelu",
+        patch_size=14,
+        temporal_patch_size=1,
+        out_hidden_size=SIZES["hidden_size"],
+        deepstack_visual_indexes=[],
+    )
+    tower = Qwen3VLVisionModel._from_config(config, attn_implementation="sdpa").to(dtype).eval()
+    grid = torch.tensor(grids)
+    return {"Qwen3-VL tower": lambda: tower(patches, grid_thw=grid)}
+
+
+def measure(runs: dict, seconds: float, label: str) -> dict[str, float]:
+    """Median seconds of each, taken turn by turn after one round to warm up: three rounds, and more as long as
+    `seconds` allow."""
+    times = {name: [] for name in runs}
+    rounds, ends = -1, None
+    with torch.inference_mode(), tqdm(desc=label, unit="round", leave=False) as bar:
+        while rounds < 3 or time.perf_counter() < ends:
+            for name, run in runs.items():
+                started = time.perf_counter()
+                run()
+                times[name].append(time.perf_counter() - started)
+            if rounds < 0:
+                times = {name: [] for name in runs}
+                ends = time.perf_counter() + seconds
+            rounds += 1
+            bar.update()
+    return {name: statistics.median(taken) for name, taken in times.items()}
+
+
+def forward_ratios(workloads: list[str], dtypes: list[str], compiled: bool, seconds: float) -> list[dict]:
+    """One entry per workload and dtype, with the seconds of every contender."""
+    results = []
+    for workload in workloads:
+        for dtype in dtypes:
+            torch.manual_seed(0)
+            torch._dynamo.reset()
+            runs = contenders(WORKLOADS[workload], getattr(torch, dtype), compiled)
+            if workload == "small":
+                del runs["dense one by one"]  # takes minutes and says what the first workload says
+            taken = measure(runs, seconds, f"{workload} {dtype}")
+            results.append({"workload": workload, "dtype": dtype, "seconds": taken})
+            ratios = "  ".join(f"{name} {value / taken['floor']:.2f}" for name, value in taken.items())
+            print(f"forward    {workload:<6} {dtype:<9} {1000 * taken['floor']:7.0f} ms  {ratios}", flush=True)
+    return results
