@@ -106,6 +106,10 @@ def read_shard(folder: Path, shard: int) -> Iterator[dict]:
             except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}: not JSON ({error}). Remove it and run again, which continues.") from error
             check_shape(value, _FAILURE if isinstance(value, dict) and "error" in value else shape, path)
+            # No file outside the folder, and none that no file system can hold.
+            names = value["files"] if shape is _HEADER and "error" not in value else ()
+            if any(name != f"{SHARDS_FOLDER}/{Path(name).name}" or len(name) > 200 for name in names):
+                raise ValueError(f"{path}: {max(names, key=len)[:80]!r} is no file in {SHARDS_FOLDER}/. Remove it.")
             if value.get("tokens", 0) < 0:
                 raise ValueError(f"{path}: tokens is {value['tokens']}, below 0. Remove the file and run again.")
             yield value

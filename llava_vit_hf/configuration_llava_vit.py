@@ -118,7 +118,7 @@ def check_llava_vit_config(config: LlavaViTConfig) -> None:
             f"hidden_size / num_attention_heads = {head_dim} must be a multiple of {HEAD_DIM_MULTIPLE}: the rotary "
             "embedding splits half of it t:h:w = 4:6:6."
         )
-    if config.layer_norm_type not in NORM_TYPES:
+    if not isinstance(config.layer_norm_type, str) or config.layer_norm_type not in NORM_TYPES:
         raise ValueError(f"layer_norm_type must be one of {NORM_TYPES}, found {config.layer_norm_type!r}.")
     if not isinstance(config.hidden_act, str) or config.hidden_act not in ACT2FN:
         raise ValueError(f"hidden_act must be one of {sorted(ACT2FN)}, found {config.hidden_act!r}.")
@@ -126,6 +126,9 @@ def check_llava_vit_config(config: LlavaViTConfig) -> None:
         value = getattr(config, name)
         if not _is_number(value) or not 0 < value < float("inf"):
             raise ValueError(f"{name} must be a positive number, found {value!r}.")
+    # As a tensor's exponent base an integer has 64 bits.
+    if config.rope_theta >= 2**53:
+        raise ValueError(f"rope_theta must be below 2**53, found {config.rope_theta!r}.")
     chunk = config.chunk_size_feed_forward
     if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 0:
         raise ValueError(f"chunk_size_feed_forward must be an integer of at least 0, found {chunk!r}.")

@@ -155,7 +155,8 @@ class LlavaViTImageProcessor(BaseImageProcessor):
         _check_numbers("image_std", settings.image_std)
         if 0 in np.atleast_1d(settings.image_std):
             raise ValueError(f"image_std must not be 0, found {settings.image_std!r}.")
-        if input_data_format not in (None, "channels_first", "channels_last"):
+        known = isinstance(input_data_format, str) and input_data_format in ("channels_first", "channels_last")
+        if input_data_format is not None and not known:
             raise ValueError(
                 f"input_data_format must be 'channels_first' or 'channels_last', found {input_data_format!r}."
             )

@@ -35,6 +35,27 @@ def build_norm(config: LlavaViTConfig) -> nn.Module:
     return norm(config.hidden_size, eps=config.layer_norm_eps)
 
 
+def check_inputs(model: nn.Module, pixel_values: torch.Tensor, **others: object) -> None:
+    """Raises a ValueError unless all inputs are tensors, or `None`, with contents to compute with.
+
+    Meta tensors have shapes alone: fine where the pixels and the whole model are such, and nowhere else.
+    """
+    if pixel_values.is_meta and not next(model.parameters()).is_meta:
+        raise ValueError("pixel_values is on the meta device, which holds no numbers, and the model is not.")
+    for name, value in others.items():
+        if value is None:
+            continue
+        if not isinstance(value, torch.Tensor):
+            raise ValueError(f"{name} must be a tensor, found {type(value).__name__}. Use the processor.")
+        if value.is_meta and not pixel_values.is_meta:
+            raise ValueError(f"{name} is on the meta device, which holds no numbers. Pass it on the CPU.")
+
+
+def is_integer(values: torch.Tensor) -> bool:
+    """Whether a tensor is of an integer dtype."""
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+
+
 class LlavaViTPatchProjection(nn.Conv2d):
     """Stores the weight of a strided convolution `(C, 3, P, P)` and applies it as a matrix product to flat patches.
 
@@ -194,6 +215,8 @@ class LlavaViTPreTrainedModel(PreTrainedModel):
         """Non-negative indices into `hidden_states`; `"pooler"` stays."""
         count = self.config.num_hidden_layers + 1
         single = isinstance(vision_feature_layer, (int, str))
+        # What is neither one nor several is refused as the single entry that it is.
+        single = single or not isinstance(vision_feature_layer, Sequence)
         entries = [vision_feature_layer] if single else list(vision_feature_layer)
         for entry in entries:
             if entry != "pooler" and not (isinstance(entry, int) and -count <= entry < count):
@@ -349,12 +372,13 @@ class LlavaViTModel(LlavaViTPreTrainedModel):
                 "max_seqlen are inputs of the packing model: use this folder's processor, or load a packing folder."
             )
         pixel_values = self._check_pixel_values(pixel_values)
+        check_inputs(self, pixel_values, visible_indices=visible_indices, patch_positions=patch_positions)
         if visible_indices is not None:
             visible_indices = self._check_visible_indices(visible_indices, pixel_values)
         embeddings, positions = self.embeddings(pixel_values, visible_indices)
         batch, tokens, _ = embeddings.shape
         if patch_positions is not None:
-            if tuple(patch_positions.shape) != (batch, tokens, 3) or patch_positions.is_floating_point():
+            if tuple(patch_positions.shape) != (batch, tokens, 3) or not is_integer(patch_positions):
                 raise ValueError(
                     f"patch_positions must be an integer tensor of shape ({batch}, {tokens}, 3), one (t, h, w) per "
                     f"token that is kept, found {patch_positions.dtype} {tuple(patch_positions.shape)}."

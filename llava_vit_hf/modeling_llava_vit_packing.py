@@ -10,7 +10,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .attention_llava_vit import LlavaViTPackingAttention
 from .configuration_llava_vit import LlavaViTPackingConfig
 from .grid_llava_vit import check_grid, grid_positions
-from .modeling_llava_vit import LlavaViTLayer, LlavaViTPatchProjection, LlavaViTPreTrainedModel
+from .modeling_llava_vit import (
+    LlavaViTLayer,
+    LlavaViTPatchProjection,
+    LlavaViTPreTrainedModel,
+    check_inputs,
+    is_integer,
+)
 from .rotary_llava_vit import rotary_embedding  # noqa: F401  transformers 4 ships only what is imported here
 from .segments_llava_vit import Segments, needs_only_boundaries
 
@@ -88,6 +94,7 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
         if (pixel_values is None) == (hidden_states is None):
             raise ValueError("Pass the flat patches as pixel_values (or, once, by their earlier name hidden_states).")
         pixel_values = self._check_patches(hidden_states if pixel_values is None else pixel_values)
+        check_inputs(self, pixel_values, grid_thw=grid_thw, patch_positions=patch_positions, cu_seqlens=cu_seqlens)
         output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -156,8 +163,12 @@ def sample_lengths(
     if grid_thw is None and (cu_seqlens is None or patch_positions is None):
         raise ValueError("grid_thw is missing: pass it, or both cu_seqlens and patch_positions.")
     lengths = None
+    if grid_thw is not None and (grid_thw.ndim != 2 or grid_thw.shape[1] != 3):
+        raise ValueError(f"grid_thw must have shape (samples, 3), found {tuple(grid_thw.shape)}.")
     if cu_seqlens is not None:
-        if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2 or cu_seqlens.is_floating_point():
+        if cu_seqlens.is_meta:
+            raise ValueError("cu_seqlens is on the meta device, which holds no numbers. Pass it on the CPU.")
+        if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2 or not is_integer(cu_seqlens):
             raise ValueError(
                 f"cu_seqlens must be an int32 tensor of shape (samples + 1,), found {cu_seqlens.dtype} "
                 f"{tuple(cu_seqlens.shape)}."
@@ -200,8 +211,7 @@ def sample_lengths(
 
 def check_positions(patch_positions: torch.Tensor, rows: int) -> None:
     """Raises a ValueError unless `patch_positions` is an integer tensor of shape `(rows, 3)`."""
-    integer = not (patch_positions.is_floating_point() or patch_positions.dtype == torch.bool)
-    if tuple(patch_positions.shape) != (rows, 3) or not integer:
+    if tuple(patch_positions.shape) != (rows, 3) or not is_integer(patch_positions):
         raise ValueError(
             f"patch_positions must be an integer tensor of shape ({rows}, 3), one (t, h, w) per row of pixel_values, "
             f"found {patch_positions.dtype} {tuple(patch_positions.shape)}."

@@ -255,7 +255,13 @@ def resize_and_crop(image: PIL.Image.Image | np.ndarray, settings: Any) -> np.nd
     layout = ChannelDimension.LAST
     if settings.do_resize:
         size = resized_size(*image_size(image, "image", layout), settings)
-        image = resize(image, size, resample=settings.resample, input_data_format=layout)
+        try:
+            image = resize(image, size, resample=settings.resample, input_data_format=layout)
+        except ValueError as error:
+            raise ValueError(
+                f"images or videos: an array of {image.dtype} with these values cannot be resized ({error}). Pass "
+                "uint8, floats from 0 to 1, or native_resolution=True."
+            ) from error
     array = np.array(image) if isinstance(image, PIL.Image.Image) else image
     if settings.do_center_crop:
         crop = (settings.crop_size["height"], settings.crop_size["width"])

@@ -63,8 +63,9 @@ def _per_sample(values: Any, name: str, grids: Sequence[Sequence[int]]) -> list[
     if len(grids) == 1 and isinstance(values, np.ndarray | torch.Tensor):
         single = values.ndim == 1 or tuple(values.shape) == tuple(grids[0])
         values = [values] if single else values
-    if not isinstance(values, list | tuple | np.ndarray | torch.Tensor) or len(values) != len(grids):
-        found = f"{len(values)}" if hasattr(values, "__len__") else type(values).__name__
+    several = isinstance(values, list | tuple) or (isinstance(values, np.ndarray | torch.Tensor) and values.ndim > 0)
+    if not several or len(values) != len(grids):
+        found = f"{len(values)}" if several else type(values).__name__
         raise ValueError(
             f"{name}: found {found} for {len(grids)} sample(s); expected a list of one array per sample, first of the "
             "images, then of the videos."

@@ -25,8 +25,8 @@ SOUND = {"pillow": "12.1.1", "filelock": "3.20.3", "tqdm": "4.66.3", "jinja2": "
 SHIPPED = sorted(path for path in (ROOT / "llava_vit_hf").glob("*.py") if path.name != "__init__.py")
 SHIPPED_MAY_IMPORT = {
     *("torch", "numpy", "PIL", "transformers"),
-    *("base64", "collections", "dataclasses", "functools", "importlib", "io", "itertools", "math", "os", "pathlib"),
-    *("re", "struct", "types", "typing", "urllib", "warnings", "contextlib"),
+    *("base64", "collections", "dataclasses", "functools", "importlib", "io", "itertools", "math", "numbers", "os"),
+    *("pathlib", "re", "struct", "types", "typing", "urllib", "warnings", "contextlib"),
 }
 # Calls in the body of a shipped module: constants, a logger, and the registration of one operator with PyTorch.
 CALLED_AT_IMPORT = {"SimpleNamespace", "logging.get_logger", "segment_attention_operator", "re.compile", "frozenset"}
