@@ -11,7 +11,10 @@ DEMO := demo_output
 # test-slow     what takes minutes: mutations, kills, all variants, files over 5 GB
 # test-middle   the shipped files with a transformers in between
 
-.PHONY: demo test test-new test-old test-slow test-middle style check audit clean
+# fuzz          every entry point and file parser on bad inputs, and a table: make fuzz SECONDS=3600
+# benchmark     speed, memory and growth as ratios, with a picture where matplotlib is installed; leave the machine alone
+
+.PHONY: demo test test-new test-old test-slow test-middle fuzz benchmark style check audit clean
 
 demo: $(NEW)/ready
 	$(NEW)/bin/python conversion/make_demo_inputs.py $(DEMO)
@@ -45,6 +48,14 @@ test-slow: $(NEW)/ready $(OLD)/ready
 MIDDLE ?= 5.10.4
 test-middle: $(VENV)/transformers-$(MIDDLE)/ready
 	OMP_NUM_THREADS=1 $(VENV)/transformers-$(MIDDLE)/bin/python $(PYTEST) -m "not slow" tests/llava_vit_hf
+
+SECONDS ?= 60
+fuzz: $(NEW)/ready
+	$(NEW)/bin/python tests/fuzz/report.py --seconds $(SECONDS)
+
+benchmark: $(NEW)/ready
+	$(NEW)/bin/python tests/benchmarks/speed.py
+	$(NEW)/bin/python tests/benchmarks/conversion.py
 
 style: $(NEW)/ready
 	$(NEW)/bin/ruff check --fix . && $(NEW)/bin/ruff format .

@@ -286,11 +286,12 @@ def check_dense(call: dict) -> None:
             patches.gather(1, index.expand(-1, -1, patches.shape[2])),
             positions.gather(1, index.expand(-1, -1, 3)),
         )
-    positions = call.get("patch_positions", positions)
+    if call.get("patch_positions") is not None:
+        positions = call["patch_positions"]
     with torch.no_grad():
         expected = packing(
             pixel_values=patches.flatten(0, 1),
-            patch_positions=(positions if positions is not None else 0).flatten(0, 1).long(),
+            patch_positions=positions.flatten(0, 1).long(),
             cu_seqlens=torch.arange(len(clip) + 1, dtype=torch.int32) * kept,
         )
     assert torch.equal(expected.last_hidden_state, output.last_hidden_state.flatten(0, 1)), "packing gives other bits"
