@@ -22,6 +22,7 @@ from conversion.checkpoint_readers import (
     unwrap_state_dict,
 )
 from conversion.hashing import sha256_of_file
+from conversion.json_shape import MAX_JSON_BYTES
 from conversion.rename_tables import LAYOUT_MARKERS
 
 
@@ -37,8 +38,6 @@ FLOAT_DTYPES = {
 
 _REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _REPO_FILES = ["*.json", "*.safetensors", "*.txt"]
-# More than any config.json or index of a checkpoint has.
-MAX_JSON_BYTES = 64 * 2**20
 
 
 class Checkpoint:

@@ -4,6 +4,9 @@
 from typing import Any
 
 
+# More than any configuration, index or report of a model has.
+MAX_JSON_BYTES = 64 * 2**20
+
 NUMBER = (int, float)
 NONE = type(None)
 _NAMES = {dict: "an object", list: "a list", str: "text", int: "an integer", float: "a number", bool: "true or false"}

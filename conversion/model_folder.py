@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from conversion.hashing import sha256_of_file
-from conversion.json_shape import check_shape
+from conversion.json_shape import MAX_JSON_BYTES, check_shape
 
 
 CONFIG = "config.json"
 PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-# More than any configuration, index or report of a model has.
-MAX_JSON_BYTES = 64 * 2**20
 REPORT, REPORT_PAGE, CARD = "verification.json", "VERIFICATION.md", "README.md"
 LAYOUTS = {"llava_vit": "dense", "llava_vit_packing": "packing"}
 SCHEMA_VERSION = 1

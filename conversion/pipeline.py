@@ -10,12 +10,11 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 from transformers.dynamic_module_utils import custom_object_save
 
 from conversion.checkpoint import Checkpoint, read_checkpoint
@@ -30,6 +29,7 @@ from conversion.convert import (
 )
 from conversion.hub_configs import read_processor
 from conversion.infer_config import AUTO
+from conversion.locking import exclusive
 from conversion.source_encoder import SourceConfig
 from llava_vit_hf import LlavaViTImageProcessor, LlavaViTModel, LlavaViTPackingModel, LlavaViTProcessor
 
@@ -164,7 +164,8 @@ def staging_folder(final: Path, overwrite: bool = False) -> Iterator[Path]:
     final = Path(os.path.abspath(final))
     check_free(final, overwrite)
     final.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(final.parent / f".{final.name}.lock", final):
+    held = CheckpointError(f"{final} is being written by another process. Wait for it.")
+    with exclusive(final.parent / f".{final.name}.lock", held):
         # Again, as another process may have finished it since.
         check_free(final, overwrite)
         for stale in final.parent.glob(f".{final.name}.partial-*"):
@@ -186,31 +187,6 @@ def check_free(final: Path, overwrite: bool) -> None:
         raise CheckpointError(f"{final} exists. Choose another output folder, remove it, or pass --overwrite.")
     if final.exists() and not final.is_dir():
         raise CheckpointError(f"{final} is a file. Choose another output folder.")
-
-
-@contextmanager
-def exclusive(path: Path, final: Path) -> Iterator[None]:
-    """Holds the lock file `path`, which is gone afterwards.
-
-    Raises:
-        CheckpointError: if another process holds it.
-        OSError: if the folder cannot be written to.
-    """
-    # The lock itself takes a read-only folder for one that is held.
-    path.touch()
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise CheckpointError(f"{final} is being written by another process. Wait for it.") from None
-    try:
-        yield
-    finally:
-        # Removed while it is held. Whoever opened it before that gets a lock on nothing, and at worst loses the
-        # unfinished folder to the next process: under its final name a folder is complete with or without locks.
-        with suppress(PermissionError):  # Windows keeps a file that is open.
-            path.unlink(missing_ok=True)
-        lock.release()
 
 
 def replace_folder(folder: Path, final: Path) -> None:

@@ -5,8 +5,8 @@ import json
 import os
 from pathlib import Path
 
-from conversion.json_shape import NONE, NUMBER, check_shape
-from conversion.model_folder import MAX_JSON_BYTES, read_json
+from conversion.json_shape import MAX_JSON_BYTES, NONE, NUMBER, check_shape
+from conversion.model_folder import read_json
 from conversion.verification import MARKDOWN_FILE, PASS, PEAKED, REPORT_FILE, SCHEMA_VERSION
 
 

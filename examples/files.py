@@ -6,15 +6,15 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from limits import DEFAULT_LIMITS, FileLimits, check_bytes
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from conversion import locking  # noqa: E402
 from conversion.json_shape import check_shape  # noqa: E402, F401  for the examples, which find conversion/ by this
 
 
@@ -49,23 +49,9 @@ def exclusive(folder: Path) -> Iterator[None]:
         OSError: if the folder cannot be written to.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / ".lock"
-    # The lock itself takes a read-only folder for one that is held.
-    path.touch()
-    lock = FileLock(path)
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        raise ValueError(
-            f"--output_dir {folder} is being written by another run. Wait for it, or give another folder."
-        ) from None
-    try:
+    held = f"--output_dir {folder} is being written by another run. Wait for it, or give another folder."
+    with locking.exclusive(folder / ".lock", ValueError(held)):
         yield
-    finally:
-        # Removed while it is held; whoever opened it before that finds that it has no name any more.
-        with suppress(PermissionError):  # Windows keeps a file that is open.
-            path.unlink(missing_ok=True)
-        lock.release()
 
 
 def write_json(path: Path, value) -> None:

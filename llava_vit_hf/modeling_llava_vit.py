@@ -214,10 +214,9 @@ class LlavaViTPreTrainedModel(PreTrainedModel):
     def _hidden_state_indices(self, vision_feature_layer: int | str | Sequence[int | str]) -> list[int | str]:
         """Non-negative indices into `hidden_states`; `"pooler"` stays."""
         count = self.config.num_hidden_layers + 1
-        single = isinstance(vision_feature_layer, (int, str))
         # What is neither one nor several is refused as the single entry that it is.
-        single = single or not isinstance(vision_feature_layer, Sequence)
-        entries = [vision_feature_layer] if single else list(vision_feature_layer)
+        several = isinstance(vision_feature_layer, Sequence) and not isinstance(vision_feature_layer, str)
+        entries = list(vision_feature_layer) if several else [vision_feature_layer]
         for entry in entries:
             if entry != "pooler" and not (isinstance(entry, int) and -count <= entry < count):
                 raise ValueError(
