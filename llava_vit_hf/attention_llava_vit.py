@@ -48,7 +48,14 @@ class LlavaViTAttention(nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         """`(..., C)` to `(..., C)`, and with `eager` the weights of each run."""
         query, key, value = self.project(hidden_states)
+        # On a CPU attention is faster with each head's rows together. A traced batch keeps the plain layout: what is
+        # exported with the strides of the other would not hold for a single sample.
+        by_head = query.device.type == "cpu" and not (torch.compiler.is_compiling() and segments.runs)
+        if by_head:
+            query, key, *rotary = (states.transpose(0, 1) for states in (query, key, *rotary))
         query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
+        if by_head:
+            query, key = query.transpose(0, 1), key.transpose(0, 1)
         half = query.dtype == torch.float16
         if half:
             # A query or key beyond float16 has scores of -inf, which a fused kernel may turn into finite values. What
@@ -99,7 +106,7 @@ class LlavaViTPoolingAttention(nn.Module):
         heads = (self.config.num_attention_heads, channels // self.config.num_attention_heads)
         query_weight, memory_weight = self.in_proj_weight.split((channels, 2 * channels))
         query_bias, memory_bias = self.in_proj_bias.split((channels, 2 * channels))
-        query = nn.functional.linear(probe[0], query_weight, query_bias).view(1, *heads)
+        query = nn.functional.linear(probe.squeeze(0), query_weight, query_bias).view(1, *heads)
         key, value = nn.functional.linear(hidden_states, memory_weight, memory_bias).view(-1, 2, *heads).unbind(1)
         query = query.expand(segments.samples, -1, -1)
         states, _ = attend(self, implementation, query, key, value, segments, pooling=True)

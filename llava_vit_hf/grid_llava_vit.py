@@ -118,6 +118,11 @@ def cumulative_lengths(lengths: list[int] | torch.Tensor, device=None) -> torch.
     return torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
 
 
+def is_integer(values: torch.Tensor) -> bool:
+    """Whether a tensor is of an integer dtype."""
+    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+
+
 def check_grid(grid_thw: torch.Tensor) -> list[list[int]]:
     """Reads a grid on the host and checks it.
 
@@ -136,7 +141,7 @@ def check_grid(grid_thw: torch.Tensor) -> list[list[int]]:
         raise ValueError("grid_thw is on the meta device, which holds no numbers. Pass it on the CPU.")
     if grid_thw.ndim != 2 or grid_thw.shape[1] != 3 or grid_thw.shape[0] == 0:
         raise ValueError(f"grid_thw must have shape (samples, 3), found {tuple(grid_thw.shape)}.")
-    if grid_thw.is_floating_point() or grid_thw.is_complex() or grid_thw.dtype == torch.bool:
+    if not is_integer(grid_thw):
         raise ValueError(f"grid_thw must be an integer tensor, found {grid_thw.dtype}.")
     grids = grid_thw.tolist()
     for index, grid in enumerate(grids):

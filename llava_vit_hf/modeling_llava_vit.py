@@ -17,16 +17,12 @@ from transformers.utils import logging
 
 from .attention_llava_vit import LlavaViTAttention, LlavaViTPoolingAttention
 from .configuration_llava_vit import LlavaViTConfig
-from .grid_llava_vit import frame_positions, patch_view
+from .grid_llava_vit import frame_positions, is_integer, patch_view
 from .rotary_llava_vit import rotary_embedding
-from .segments_llava_vit import Segments
+from .segments_llava_vit import CPU_ROWS, Segments
 
 
 logger = logging.get_logger(__name__)
-
-# Rows that the MLP takes at a time for inference on a CPU: larger intermediate states leave the caches, and from
-# 32 MiB on glibc maps and clears new memory for every one of them, which costs as much as the activation itself.
-CPU_MLP_ROWS = 2048
 
 
 def build_norm(config: LlavaViTConfig) -> nn.Module:
@@ -49,11 +45,6 @@ def check_inputs(model: nn.Module, pixel_values: torch.Tensor, **others: object)
             raise ValueError(f"{name} must be a tensor, found {type(value).__name__}. Use the processor.")
         if value.is_meta and not pixel_values.is_meta:
             raise ValueError(f"{name} is on the meta device, which holds no numbers. Pass it on the CPU.")
-
-
-def is_integer(values: torch.Tensor) -> bool:
-    """Whether a tensor is of an integer dtype."""
-    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
 
 
 class LlavaViTPatchProjection(nn.Conv2d):
@@ -94,19 +85,35 @@ class LlavaViTLayer(GradientCheckpointingLayer):
         self.mlp = LlavaViTMLP(config)
         self.chunk_size = config.chunk_size_feed_forward
 
-    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def works_in_parts(self, hidden_states: torch.Tensor) -> bool:
+        """Whether to take `CPU_ROWS` rows at a time: for inference on a CPU, unless a hook would see the parts."""
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or hidden_states.device.type != "cpu":
+            return False
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_hf_hook")
+        inner = (module for module in self.modules() if module is not self)
+        return not any(getattr(module, hook, None) for module in inner for hook in hooks)
+
+    def feed_forward(self, hidden_states: torch.Tensor, in_parts: bool) -> torch.Tensor:
         """The MLP, on `chunk_size_feed_forward` tokens at a time where that is set."""
         if self.chunk_size > 0:
             return torch.cat([self.mlp(chunk) for chunk in hidden_states.split(self.chunk_size, dim=-2)], dim=-2)
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or hidden_states.device.type != "cpu":
+        rows = hidden_states.flatten(0, -2)
+        if not in_parts or len(rows) <= CPU_ROWS:
             return self.mlp(hidden_states)
-        if hidden_states.shape[:-1].numel() <= CPU_MLP_ROWS:
-            return self.mlp(hidden_states)
-        output = torch.empty_like(hidden_states)
-        chunks = (states.flatten(0, -2).split(CPU_MLP_ROWS) for states in (hidden_states, output))
-        for chunk, part in zip(*chunks, strict=True):
-            part.copy_(self.mlp(chunk))
-        return output
+        return torch.cat([self.mlp(part) for part in rows.split(CPU_ROWS)]).view_as(hidden_states)
+
+    def forward_part(
+        self,
+        hidden_states: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        segments: Segments,
+        implementation: str,
+        in_parts: bool,
+    ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+        """The layer on whole samples: all of them, or some."""
+        attended, weights = self.self_attn(self.layer_norm1(hidden_states), rotary, segments, implementation)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.feed_forward(self.layer_norm2(hidden_states), in_parts), weights
 
     def forward(
         self,
@@ -115,9 +122,16 @@ class LlavaViTLayer(GradientCheckpointingLayer):
         segments: Segments,
         implementation: str,
     ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
-        attended, weights = self.self_attn(self.layer_norm1(hidden_states), rotary, segments, implementation)
-        hidden_states = hidden_states + attended
-        return hidden_states + self.feed_forward(self.layer_norm2(hidden_states)), weights
+        in_parts = self.works_in_parts(hidden_states)
+        # `eager` returns weights per run, and parts have runs of their own.
+        if not in_parts or implementation == "eager" or len(segments.parts) < 2:
+            return self.forward_part(hidden_states, rotary, segments, implementation, in_parts)
+        output = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
+        rows_in, rows_out = hidden_states.flatten(0, -2), output.flatten(0, -2)
+        for rows, part in segments.parts:
+            part_rotary = (rotary[0][rows], rotary[1][rows])
+            rows_out[rows], _ = self.forward_part(rows_in[rows], part_rotary, part, implementation, in_parts)
+        return output, None
 
 
 class LlavaViTEncoder(nn.Module):

@@ -9,16 +9,15 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .attention_llava_vit import LlavaViTPackingAttention
 from .configuration_llava_vit import LlavaViTPackingConfig
-from .grid_llava_vit import check_grid, grid_positions
+from .grid_llava_vit import check_grid, grid_positions, is_integer
 from .modeling_llava_vit import (
     LlavaViTLayer,
     LlavaViTPatchProjection,
     LlavaViTPreTrainedModel,
     check_inputs,
-    is_integer,
 )
 from .rotary_llava_vit import rotary_embedding  # noqa: F401  transformers 4 ships only what is imported here
-from .segments_llava_vit import Segments, needs_only_boundaries
+from .segments_llava_vit import Segments, needs_only_boundaries, on_device
 
 
 class LlavaViTPackingLayer(LlavaViTLayer):
@@ -77,8 +76,9 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
             cu_seqlens: `(samples + 1,)` int32, boundaries of the samples among the rows. Samples that keep only some
                 of their patches say so here, and then need `patch_positions`.
             max_seqlen: tokens of the longest sample. With `cu_seqlens`, `max_seqlen` and `patch_positions` from the
-                processor a flash implementation makes no device synchronisation; the others read the lengths from
-                CPU copies of `cu_seqlens` or `grid_thw` where there is one.
+                processor there is no device synchronisation, with a flash implementation or with `sdpa` on CUDA in
+                half precision; other settings read the lengths from CPU copies of `cu_seqlens` or `grid_thw` where
+                there is one.
             output_attentions: also return `attentions`, per layer a tuple of one `(heads, tokens, tokens)` a sample.
             output_hidden_states: also return `hidden_states`, each `(total_tokens, C)`.
             return_dict: `False` for a plain tuple.
@@ -102,19 +102,23 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
 
         rows, device = pixel_values.shape[0], pixel_values.device
         lengths = sample_lengths(rows, grid_thw, cu_seqlens, patch_positions)
-        if needs_only_boundaries(implementation) and cu_seqlens is not None and max_seqlen is not None:
-            segments = Segments(cu_seqlens.to(device=device, dtype=torch.int32), int(max_seqlen))
-        else:
-            lengths = cu_seqlens.diff().tolist() if lengths is None else lengths
-            segments = Segments.from_lengths(lengths, device)
         if patch_positions is None:
             patch_positions = grid_positions(grid_thw)
         else:
             check_positions(patch_positions, rows)
+        embeddings = self.patch_embed(pixel_values)
+        only_boundaries = needs_only_boundaries(
+            implementation, embeddings, self.config.attention_dropout if self.training else 0.0
+        )
+        if only_boundaries and cu_seqlens is not None and max_seqlen is not None:
+            segments = Segments(on_device(cu_seqlens.to(torch.int32), device), int(max_seqlen))
+        else:
+            lengths = cu_seqlens.diff().tolist() if lengths is None else lengths
+            segments = Segments.from_lengths(lengths, device, only_boundaries)
 
         last_hidden_state, pooled, states, attentions = self._encode(
-            self.patch_embed(pixel_values),
-            patch_positions.to(device),
+            embeddings,
+            on_device(patch_positions, device),
             segments,
             implementation,
             output_attentions,

@@ -22,13 +22,13 @@ def rotary_embedding(
         `(tokens, 1, head_dim / 2)` instead, which turn a pair of channels in one product.
     """
     axes = []
-    for axis, share in enumerate((4, 6, 6)):
+    for position, share in zip(positions.unbind(-1), (4, 6, 6), strict=True):
         channels = head_dim // 2 * share // 16
         steps = torch.arange(channels, dtype=torch.float32, device=positions.device)
-        axes.append(positions[:, axis, None].float() * (1.0 / theta ** (steps / channels)))
+        axes.append(position.float().unsqueeze(-1) * (1.0 / theta ** (steps / channels)))
     # Half-duplicated angles with a rotation of neighbouring pairs (see `apply_rotary`) is not the textbook rotary
     # embedding, in which one of the two differs, but it is what the weights were trained with.
-    angles = torch.cat(axes * 2, dim=-1)[:, None]
+    angles = torch.cat(axes * 2, dim=-1).unsqueeze(1)
     cosines, sines = angles.cos().to(dtype), angles.sin().to(dtype)
     # Compilers fuse the real form and know no complex numbers; eagerly the complex form is several times faster.
     if torch.compiler.is_compiling() or positions.device.type not in ("cpu", "cuda"):
@@ -47,16 +47,20 @@ def apply_rotary(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tenso
     `2 a = cos0 + cos1 + i (sin0 + sin1)` and `2 b = cos0 - cos1 + i (sin1 - sin0)`.
 
     Args:
-        states: queries or keys, `(tokens, heads, head_dim)`.
+        states: queries or keys, `(tokens, heads, head_dim)`; or `(heads, tokens, head_dim)`, with the first two
+            dimensions of the other arguments exchanged as well.
         cosines, sines: from `rotary_embedding`; in complex form `a` and `b`.
 
     Returns:
-        `(tokens, heads, head_dim)` in the dtype of `states`, computed in float32 or float64.
+        The shape and dtype of `states`, computed in float32 or float64.
     """
     if cosines.is_complex():
-        pairs = torch.view_as_complex(states.to(cosines.real.dtype).unflatten(-1, (-1, 2)))
-        rotated = torch.addcmul(pairs * cosines, pairs.conj(), sines)
-        return torch.view_as_real(rotated).flatten(-2).to(states.dtype)
-    first, second = states.unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack((-second, first), dim=-1).flatten(-2)
-    return (states * cosines + rotated * sines).to(states.dtype)
+        wide = states.to(cosines.real.dtype, memory_format=torch.contiguous_format)
+        pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
+        rotated = torch.view_as_real(pairs.conj_physical().mul_(sines).addcmul_(pairs, cosines))
+    else:
+        (first, second), (cosine0, cosine1), (sine0, sine1) = (
+            tensor.unflatten(-1, (-1, 2)).unbind(-1) for tensor in (states, cosines, sines)
+        )
+        rotated = torch.stack((first * cosine0 - second * sine0, second * cosine1 + first * sine1), dim=-1)
+    return rotated.flatten(-2).to(states.dtype)

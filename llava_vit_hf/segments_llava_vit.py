@@ -6,6 +6,7 @@ device, dtype and attention implementation both give the same bits.
 """
 
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from itertools import groupby
 
 import torch
@@ -13,6 +14,12 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .grid_llava_vit import cumulative_lengths
+
+
+# Rows that a layer takes at a time for inference on a CPU. Larger intermediate states leave the caches, and from
+# 32 MiB on glibc maps and clears new memory for each; with fewer rows it weighs more that every matrix product lays out
+# its weights anew.
+CPU_ROWS = 2048
 
 
 @dataclass(frozen=True)
@@ -42,30 +49,54 @@ class Segments:
         return cls(boundaries, length, runs=((0, 0, samples, length),))
 
     @classmethod
-    def from_lengths(cls, lengths: list[int], device: torch.device) -> "Segments":
+    def from_lengths(cls, lengths: list[int], device: torch.device, only_boundaries: bool = False) -> "Segments":
         """Segments of the given lengths. Samples of equal length that are apart are brought together, once for all
-        layers, so that one attention call serves them all."""
+        layers, so that one attention call serves them all, unless attention needs `only_boundaries` anyway."""
+        if only_boundaries:
+            return cls(on_device(cumulative_lengths(lengths), device), max(lengths))
         order = None
         if len(_runs(lengths)) > len(set(lengths)):
             order = sorted(range(len(lengths)), key=lengths.__getitem__)
             starts = cumulative_lengths(lengths)[:-1].long()[order]
             lengths = [lengths[index] for index in order]
         cu_seqlens = cumulative_lengths(lengths)
-        segments = cls(cu_seqlens.to(device), max(lengths), runs=_runs(lengths))
+        segments = cls(on_device(cu_seqlens, device), max(lengths), runs=_runs(lengths))
         if order is None:
             return segments
         sizes = torch.tensor(lengths)
         rows = torch.arange(int(cu_seqlens[-1])) + (starts - cu_seqlens[:-1]).repeat_interleave(sizes)
         return replace(
             segments,
-            sample_order=torch.tensor(order, device=device),
-            row_order=rows.to(device),
-            inverse_row_order=rows.argsort().to(device),
+            sample_order=on_device(torch.tensor(order), device),
+            row_order=on_device(rows, device),
+            inverse_row_order=on_device(rows.argsort(), device),
         )
 
     @property
     def samples(self) -> int:
         return self.cu_seqlens.shape[0] - 1
+
+    @cached_property
+    def parts(self) -> tuple[tuple[slice, "Segments"], ...]:
+        """Rows and segments of whole samples, at most `CPU_ROWS` rows together or one longer sample."""
+        parts, runs = [], []
+        for sample, row, count, length in self.runs:
+            most = max(1, CPU_ROWS // length)
+            for first in range(0, count, most):
+                taken = min(most, count - first)
+                if runs and runs[-1][1] + runs[-1][2] * runs[-1][3] - runs[0][1] + taken * length > CPU_ROWS:
+                    parts.append(runs)
+                    runs = []
+                runs.append((sample + first, row + first * length, taken, length))
+        return tuple(self._part(runs) for runs in [*parts, runs] if runs)
+
+    def _part(self, runs: list[tuple[int, int, int, int]]) -> tuple[slice, "Segments"]:
+        first_sample, first_row = runs[0][:2]
+        runs = tuple((sample - first_sample, row - first_row, *rest) for sample, row, *rest in runs)
+        sample, row, count, length = runs[-1]
+        boundaries = self.cu_seqlens[first_sample : first_sample + sample + count + 1] - first_row
+        longest = max(length for *_, length in runs)
+        return slice(first_row, first_row + row + count * length), Segments(boundaries, longest, runs)
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "Segments":
         """The same on another device; what accelerate calls when layers live on several."""
@@ -85,6 +116,11 @@ class Segments:
         return samples if self.sample_order is None else samples[self.sample_order.argsort()]
 
 
+def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The tensor on `device`. CUDA is not waited for; on other accelerators that would not be safe."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def _runs(lengths: list[int]) -> tuple[tuple[int, int, int, int], ...]:
     runs, sample, row = [], 0, 0
     for length, group in groupby(lengths):
@@ -94,9 +130,25 @@ def _runs(lengths: list[int]) -> tuple[tuple[int, int, int, int], ...]:
     return tuple(runs)
 
 
-def needs_only_boundaries(implementation: str) -> bool:
-    """Whether an attention implementation takes `cu_seqlens` and needs no lengths on the host."""
-    return "flash" in implementation or (implementation == "sdpa" and torch.compiler.is_compiling())
+def needs_only_boundaries(implementation: str, states: torch.Tensor, dropout: float) -> bool:
+    """Whether attention over `states` takes `cu_seqlens` and needs no lengths on the host."""
+    if implementation == "sdpa":
+        return torch.compiler.is_compiling() or varlen_attention(states, dropout) is not None
+    return "flash" in implementation
+
+
+def varlen_attention(states: torch.Tensor, dropout: float):
+    """PyTorch's own attention over segments of any lengths, or `None` where it cannot take such states: it wants CUDA,
+    half precision, an Ampere GPU or newer, no dropout, and PyTorch 2.10."""
+    if states.device.type != "cuda" or states.dtype not in (torch.float16, torch.bfloat16) or dropout > 0:
+        return None
+    if torch.version.hip is not None or torch.cuda.get_device_properties(states.device).major < 8:
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
 
 
 def _batches(cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor):
@@ -245,11 +297,14 @@ def attend(
     """
     function = attention_function(implementation)
     arguments = {"dropout": dropout if module.training else 0.0, "scaling": query.shape[-1] ** -0.5}
-    if "flash" in implementation or not segments.runs:
+    varlen = varlen_attention(query, arguments["dropout"]) if implementation == "sdpa" else None
+    if "flash" in implementation or varlen or not segments.runs:
         boundaries, longest = segments.cu_seqlens, segments.max_seqlen
         if pooling:
             boundaries = torch.arange(segments.samples + 1, dtype=torch.int32, device=query.device)
             longest = 1
+        if varlen:
+            return varlen(query, key, value, boundaries, segments.cu_seqlens, longest, segments.max_seqlen), None
         if implementation == "sdpa":
             return segment_attention(query, key, value, boundaries, segments.cu_seqlens), None
         output, _ = function(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel
 
-from llava_vit_hf import LlavaViTConfig, LlavaViTModel, modeling_llava_vit
+from llava_vit_hf import LlavaViTConfig, LlavaViTModel
 from llava_vit_hf.grid_llava_vit import frame_positions, temporal_positions
 from llava_vit_hf.rotary_llava_vit import apply_rotary, rotary_embedding
 from tests.models import TINY, dense_model, min_cosine, random_pixels
@@ -264,15 +264,3 @@ def test_bad_input_is_named(model, arguments, message):
 def test_packing_inputs_are_refused_by_name():
     with pytest.raises(TypeError, match="takes no cu_seqlens, grid_thw.*packing model"):
         dense_model()(torch.zeros(4, 588), grid_thw=torch.tensor([[1, 2, 2]]), cu_seqlens=torch.tensor([0, 4]))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_mlp_in_parts_gives_the_same_bits(monkeypatch, dtype):
-    model, pixels = dense_model().to(dtype), random_pixels(3, 3, 32, 32).to(dtype)
-    expected = model(pixels).last_hidden_state  # gradients are on: in one piece
-    seen = []
-    model.encoder.layers[0].mlp.fc1.register_forward_hook(lambda *call: seen.append(len(call[1][0])))
-    monkeypatch.setattr(modeling_llava_vit, "CPU_MLP_ROWS", 64)
-    with torch.no_grad():
-        assert torch.equal(model(pixels).last_hidden_state, expected)
-    assert seen == [64] * (len(seen) - 1) + [3 * expected.shape[1] - 64 * (len(seen) - 1)] and len(seen) > 1

@@ -90,20 +90,20 @@ MUTATIONS = (
     Mutation(
         "rope_theta", _CONVERSION, _CONFIG_FIELDS, f'    fields["rope_theta"] = 1e5\n{_CONFIG_FIELDS}', "packing"
     ),
-    Mutation("rope_split", _SHIPPED, "enumerate((4, 6, 6))", "enumerate((6, 6, 4))"),
+    Mutation("rope_split", _SHIPPED, "unbind(-1), (4, 6, 6)", "unbind(-1), (6, 6, 4)"),
     Mutation("rope_frequencies", _SHIPPED, "(steps / channels)))", "(steps / (channels - 1))))", "packing"),
     Mutation("rope_sign", _SHIPPED, "angles.sin().to(dtype)", "-angles.sin().to(dtype)"),
     Mutation(
         "rope_angles_interleaved",
         _SHIPPED,
-        "torch.cat(axes * 2, dim=-1)[:, None]",
-        "torch.cat(axes, dim=-1).repeat_interleave(2, -1)[:, None]",
+        "torch.cat(axes * 2, dim=-1).unsqueeze(1)",
+        "torch.cat(axes, dim=-1).repeat_interleave(2, -1).unsqueeze(1)",
     ),
     Mutation(
         "rope_rotates_halves",
         _SHIPPED,
-        "states.to(cosines.real.dtype).unflatten(-1, (-1, 2))",
-        "states.to(cosines.real.dtype).unflatten(-1, (2, -1)).transpose(-1, -2).contiguous()",
+        "wide.unflatten(-1, (-1, 2))",
+        "wide.unflatten(-1, (2, -1)).transpose(-1, -2).contiguous()",
         "packing",
     ),
     Mutation("rope_half_precision", _SHIPPED, "angles.cos().to(dtype)", "angles.cos().half().to(dtype)"),
@@ -123,7 +123,7 @@ MUTATIONS = (
         "        key, value = nn.functional",
         "        value, key = nn.functional",
     ),
-    Mutation("probe_not_used", _SHIPPED, "linear(probe[0], query", "linear(probe[0] * 0, query", "packing"),
+    Mutation("probe_not_used", _SHIPPED, "linear(probe.squeeze(0)", "linear(probe.squeeze(0) * 0", "packing"),
     Mutation(
         "leak_between_equal_samples",
         _SHIPPED,
