@@ -17,8 +17,8 @@ from .grid_llava_vit import cumulative_lengths
 
 
 # Rows that a layer takes at a time for inference on a CPU. Larger intermediate states leave the caches, and from
-# 32 MiB on glibc maps and clears new memory for each; with fewer rows it weighs more that every matrix product lays out
-# its weights anew.
+# 32 MiB on glibc maps and clears new memory for each; with fewer rows it weighs more that every matrix product lays
+# out its weights anew.
 CPU_ROWS = 2048
 
 
