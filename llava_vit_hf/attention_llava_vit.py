@@ -50,7 +50,8 @@ class LlavaViTAttention(nn.Module):
         query, key, value = self.project(hidden_states)
         # On a CPU attention is faster with each head's rows together. A traced batch keeps the plain layout: what is
         # exported with the strides of the other would not hold for a single sample.
-        by_head = query.device.type == "cpu" and not (torch.compiler.is_compiling() and segments.runs)
+        traced_batch = torch.compiler.is_compiling() and len(segments.runs) > 0
+        by_head = query.device.type == "cpu" and not traced_batch
         if by_head:
             query, key, *rotary = (states.transpose(0, 1) for states in (query, key, *rotary))
         query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)

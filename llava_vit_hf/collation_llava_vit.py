@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import BatchFeature
 
-from .grid_llava_vit import cumulative_lengths, grid_positions, patchify
+from .grid_llava_vit import cumulative_lengths, grid_positions, patch_view
 from .pixels_llava_vit import pixel_table, write_pixels
 from .selection_llava_vit import kept_patches
 
@@ -72,11 +72,13 @@ def _positions(sample: Sample, patch_size: int) -> torch.Tensor:
 
 
 def _kept_per_frame(sample: Sample, patch_size: int) -> Iterator[torch.Tensor]:
-    """Flat patches `(K, 3 * P * P)` of each frame, of the patches that the sample keeps."""
+    """Patches `(rows, columns, 3, P, P)` of each frame, a view; or `(K, 1, 3, P, P)` of those that the sample keeps."""
     for index, frame in enumerate(sample.frames):
-        patches = patchify(frame, patch_size)
+        patches = patch_view(frame, patch_size)
         if sample.kept is not None:
-            patches = patches[sample.kept[sample.kept // len(patches) == index] % len(patches)]
+            rows, columns = patches.shape[:2]
+            kept = sample.kept[sample.kept // (rows * columns) == index] % (rows * columns)
+            patches = patches[kept // columns, kept % columns].unsqueeze(1)
         yield patches
 
 
@@ -84,11 +86,12 @@ def _pack(samples: list[Sample], settings: SimpleNamespace) -> dict[str, Any]:
     patch = settings.patch_size
     positions = [_positions(sample, patch) for sample in samples]
     lengths = [len(rows) for rows in positions]
-    pixel_values, table, start = torch.empty(sum(lengths), 3, patch * patch), pixel_table(settings), 0
+    pixel_values, table, start = torch.empty(sum(lengths), 3, patch, patch), pixel_table(settings), 0
     for patches in (patches for sample in samples for patches in _kept_per_frame(sample, patch)):
-        rows = pixel_values[start : start + len(patches)]
-        write_pixels(rows.transpose(0, 1), patches.view(len(patches), 3, -1).transpose(0, 1), table)
-        start += len(patches)
+        end = start + patches.shape[:2].numel()
+        if end > start:
+            write_pixels(pixel_values[start:end].view(patches.shape), patches, table)
+        start = end
     return {
         "pixel_values": pixel_values.flatten(1),
         "grid_thw": torch.tensor([sample.grid(patch) for sample in samples]),
@@ -116,7 +119,8 @@ def _stack(samples: list[Sample], settings: SimpleNamespace) -> dict[str, Any]:
     pixel_values, table = torch.empty(len(samples), 3, frames, height, width), pixel_table(settings)
     for index, sample in enumerate(samples):
         for time, frame in enumerate(sample.frames):
-            write_pixels(pixel_values[index, :, time], frame, table)
+            rows = (image.transpose(0, 1).unsqueeze(2) for image in (pixel_values[index, :, time], frame))
+            write_pixels(*rows, table)  # (height, 3, 1, width)
     data = {"pixel_values": pixel_values if any(clips) else pixel_values[:, :, 0]}
     selected = any(sample.kept is not None for sample in samples)
     if selected:

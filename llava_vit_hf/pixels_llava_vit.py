@@ -23,6 +23,8 @@ from transformers.image_utils import ChannelDimension, infer_channel_dimension_f
 # Pillow's own default against decompression bombs.
 MAX_IMAGE_PIXELS = 178_956_970
 DOWNLOAD_SECONDS = 60
+# Values that are normalized in one go; what that takes stays in the caches.
+PIXELS_AT_ONCE = 2**17
 # What Pillow raises for damaged files of the formats it reads.
 DAMAGED_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
@@ -312,11 +314,20 @@ def pixel_table(settings: Any) -> torch.Tensor:
     return _pixel_table(settings.do_rescale, settings.rescale_factor, settings.do_normalize, *_statistics(settings))
 
 
-def write_pixels(out: torch.Tensor, frame: torch.Tensor, table: torch.Tensor) -> None:
-    """Writes a frame `(3, ...)` as `to_frame` gives it into `out` `(3, ...)` float32."""
-    if frame.dtype != torch.uint8:
-        out.copy_(frame)
+def write_pixels(out: torch.Tensor, pixels: torch.Tensor, table: torch.Tensor) -> None:
+    """Rescales and normalizes pixels, a few rows at a time so that no second image is held.
+
+    Args:
+        out: `(rows, ..., 3, a, b)` float32, is written to.
+        pixels: the same shape, as `to_frame` gives them: raw uint8, or float32 that is only copied.
+        table: from `pixel_table`.
+    """
+    if pixels.dtype != torch.uint8:
+        out.copy_(pixels)
         return
-    for channel, values in enumerate(frame):
-        pixels = table[channel].index_select(0, values.reshape(-1).int())
-        out[channel] = pixels.view(values.shape)
+    starts = torch.arange(0, table.numel(), 256, dtype=torch.int32).view(3, 1, 1)  # of the channels' values
+    at_once = max(1, PIXELS_AT_ONCE // pixels[0].numel())
+    for part, written in zip(pixels.split(at_once), out.split(at_once), strict=True):
+        # Laid out as `out` is, and not as the image was.
+        places = torch.add(part, starts, out=torch.empty(part.shape, dtype=torch.int32))
+        written.copy_(table.view(-1).index_select(0, places.view(-1)).view(places.shape))

@@ -18,8 +18,8 @@ def rotary_embedding(
         dtype: what `apply_rotary` computes in, float32 or float64.
 
     Returns:
-        Cosines and sines, `(tokens, 1, head_dim)` each. In eager mode they are two complex tensors
-        `(tokens, 1, head_dim / 2)` instead, which turn a pair of channels in one product.
+        Cosines, and sines whose sign is that of the rotation, `(tokens, 1, head_dim)` each. In eager mode they are two
+        complex tensors `(tokens, 1, head_dim / 2)` instead, which turn a pair of channels in one product.
     """
     axes = []
     for position, share in zip(positions.unbind(-1), (4, 6, 6), strict=True):
@@ -32,7 +32,7 @@ def rotary_embedding(
     cosines, sines = angles.cos().to(dtype), angles.sin().to(dtype)
     # Compilers fuse the real form and know no complex numbers; eagerly the complex form is several times faster.
     if torch.compiler.is_compiling() or positions.device.type not in ("cpu", "cuda"):
-        return cosines, sines
+        return cosines, sines * torch.tensor([-1, 1], dtype=dtype, device=sines.device).repeat(head_dim // 2)
     (cosine0, cosine1), (sine0, sine1) = (x.unflatten(-1, (-1, 2)).unbind(-1) for x in (cosines, sines))
     return (
         torch.complex((cosine0 + cosine1) / 2, (sine0 + sine1) / 2),
@@ -58,9 +58,6 @@ def apply_rotary(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tenso
         wide = states.to(cosines.real.dtype, memory_format=torch.contiguous_format)
         pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
         rotated = torch.view_as_real(pairs.conj_physical().mul_(sines).addcmul_(pairs, cosines))
-    else:
-        (first, second), (cosine0, cosine1), (sine0, sine1) = (
-            tensor.unflatten(-1, (-1, 2)).unbind(-1) for tensor in (states, cosines, sines)
-        )
-        rotated = torch.stack((first * cosine0 - second * sine0, second * cosine1 + first * sine1), dim=-1)
-    return rotated.flatten(-2).to(states.dtype)
+        return rotated.flatten(-2).to(states.dtype)
+    neighbours = torch.arange(states.shape[-1], device=states.device) ^ 1
+    return (states * cosines + states[..., neighbours] * sines).to(states.dtype).contiguous()

@@ -65,13 +65,24 @@ def contenders(grids, dtype: torch.dtype, compiled: bool) -> dict:
     }
     runs = {"floor": floor(model, grids, dtype), "packing": lambda: model(**inputs)}
     if compiled:
-        fast = torch.compile(model)
-        runs["packing compiled"] = lambda: fast(**inputs)
+        runs["packing compiled"] = compiled_run(model, inputs)
+        runs["packing compiled, frozen"] = compiled_run(model, inputs, freezing=True)
     dense = LlavaViTModel(LlavaViTConfig(**SIZES)).to(dtype).eval()
     images = [torch.randn(1, 3, 14 * h, 14 * w, dtype=dtype) for _, h, w in grids]
     runs["dense one by one"] = lambda: [dense(image) for image in images]
     runs |= qwen3_vl(grids, inputs["pixel_values"], dtype)
     return runs
+
+
+def compiled_run(model: LlavaViTPackingModel, inputs: dict, freezing: bool = False):
+    """The model through `torch.compile`; `freezing` is what the environment variable TORCHINDUCTOR_FREEZING sets."""
+    fast = torch.compile(model)
+
+    def run():
+        with torch._inductor.config.patch(freezing=freezing):
+            return fast(**inputs)
+
+    return run
 
 
 def qwen3_vl(grids, patches: torch.Tensor, dtype: torch.dtype) -> dict:
@@ -98,8 +109,8 @@ def qwen3_vl(grids, patches: torch.Tensor, dtype: torch.dtype) -> dict:
     return {"Qwen3-VL tower": lambda: tower(patches, grid_thw=grid)}
 
 
-def measure(runs: dict, seconds: float, label: str) -> dict[str, float]:
-    """Median seconds of each, taken turn by turn after one round to warm up: three rounds, and more as long as
+def measure(runs: dict, seconds: float, label: str) -> dict[str, list[float]]:
+    """Seconds of each in every round, taken turn by turn after one round to warm up: three rounds, and more as long as
     `seconds` allow."""
     times = {name: [] for name in runs}
     rounds, ends = -1, None
@@ -114,11 +125,20 @@ def measure(runs: dict, seconds: float, label: str) -> dict[str, float]:
                 ends = time.perf_counter() + seconds
             rounds += 1
             bar.update()
-    return {name: statistics.median(taken) for name, taken in times.items()}
+    return times
+
+
+def ratios_to(reference: str, times: dict[str, list[float]]) -> dict[str, float]:
+    """Median over the rounds of each time over that of `reference` in the same round: what slows the whole machine
+    for a while slows both."""
+    return {
+        name: statistics.median(one / other for one, other in zip(taken, times[reference], strict=True))
+        for name, taken in times.items()
+    }
 
 
 def forward_ratios(workloads: list[str], dtypes: list[str], compiled: bool, seconds: float) -> list[dict]:
-    """One entry per workload and dtype, with the seconds of every contender."""
+    """One entry per workload and dtype, with the median seconds of every contender and its ratio to the floor."""
     results = []
     for workload in workloads:
         for dtype in dtypes:
@@ -127,8 +147,16 @@ def forward_ratios(workloads: list[str], dtypes: list[str], compiled: bool, seco
             runs = contenders(WORKLOADS[workload], getattr(torch, dtype), compiled)
             if workload == "small":
                 del runs["dense one by one"]  # takes minutes and says what the first workload says
-            taken = measure(runs, seconds, f"{workload} {dtype}")
-            results.append({"workload": workload, "dtype": dtype, "seconds": taken})
-            ratios = "  ".join(f"{name} {value / taken['floor']:.2f}" for name, value in taken.items())
-            print(f"forward    {workload:<6} {dtype:<9} {1000 * taken['floor']:7.0f} ms  {ratios}", flush=True)
+            times = measure(runs, seconds, f"{workload} {dtype}")
+            result = {
+                "workload": workload,
+                "dtype": dtype,
+                "rounds": len(times["floor"]),
+                "seconds": {name: statistics.median(taken) for name, taken in times.items()},
+                "ratios": ratios_to("floor", times),
+            }
+            results.append(result)
+            shown = "  ".join(f"{name} {ratio:.2f}" for name, ratio in result["ratios"].items() if name != "floor")
+            floor_ms = 1000 * result["seconds"]["floor"]
+            print(f"forward    {workload:<6} {dtype:<9} floor {floor_ms:.0f} ms = 1.00  {shown}", flush=True)
     return results

@@ -54,9 +54,8 @@ def draw(report: dict, path: Path) -> None:
 
 
 def _draw_forward(axis, result: dict) -> None:
-    seconds = result["seconds"]
-    names = [name for name in seconds if name != "floor"]
-    bars = axis.bar(range(len(names)), [seconds[name] / seconds["floor"] for name in names])
+    names = [name for name in result["ratios"] if name != "floor"]
+    bars = axis.bar(range(len(names)), [result["ratios"][name] for name in names])
     axis.bar_label(bars, fmt="%.2f", fontsize=8)
     axis.axhline(1.0, color="black", linewidth=0.8)
     axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=7)

@@ -14,11 +14,13 @@ from tests.models import as_packing, dense_model, random_pixels
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler"
 )
+# A compiler takes sizes that happen to be equal for one size, so the first pack has not 3 samples: a grid has 3 columns.
 PACKS = [
-    [(1, 8, 6), (1, 3, 3), (4, 5, 4)],
+    [(1, 8, 6), (1, 3, 3), (4, 5, 4), (1, 7, 6), (1, 2, 3)],
     [(1, 7, 6), (1, 2, 3), (3, 5, 4)],
     [(1, 4, 4), (1, 4, 4), (2, 4, 4)],
-    [(3, 2, 9), (1, 10, 7), (1, 1, 5)],
+    [(2, 3, 3)] * 7,
+    [(3, 2, 9), (1, 10, 7)],
 ]
 
 
@@ -43,17 +45,19 @@ def bookkept(grids, seed=0):
     }
 
 
+# Left to itself, torch.compile takes the sizes of the first call for constants, and learns better from the second.
 @needs_compiler
 @torch.no_grad()
-def test_packing_compiles_once_for_all_sizes(graphs):
+@pytest.mark.parametrize(("dynamic", "most"), [(True, 1), (None, 2)])
+def test_packing_compiles_once_for_all_sizes(graphs, dynamic, most):
     packing = as_packing(dense_model())
-    compiled = torch.compile(packing, fullgraph=True, dynamic=True)
+    compiled = torch.compile(packing, fullgraph=True, dynamic=dynamic)
     for seed, grids in enumerate(PACKS):
         inputs = bookkept(grids, seed)
         output, expected = compiled(**inputs), packing(**inputs)
         torch.testing.assert_close(output.last_hidden_state, expected.last_hidden_state, rtol=0, atol=2e-4)
         torch.testing.assert_close(output.pooler_output, expected.pooler_output, rtol=0, atol=2e-4)
-        assert graphs() == 1
+        assert graphs() == min(seed + 1, most)
 
 
 @needs_compiler
