@@ -72,7 +72,7 @@ def _positions(sample: Sample, patch_size: int) -> torch.Tensor:
 
 
 def _kept_per_frame(sample: Sample, patch_size: int) -> Iterator[torch.Tensor]:
-    """Patches `(rows, columns, 3, P, P)` of each frame, a view; or `(K, 1, 3, P, P)` of those that the sample keeps."""
+    """Patches of each frame: `(rows, columns, 3, P, P)`, a view, or `(K, 1, 3, P, P)` of those that are kept."""
     for index, frame in enumerate(sample.frames):
         patches = patch_view(frame, patch_size)
         if sample.kept is not None:

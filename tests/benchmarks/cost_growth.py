@@ -32,7 +32,7 @@ seconds = []
 with torch.inference_mode():
     model(patches[:64], torch.tensor([[1, 8, 8]]))
     before = peak_memory()
-    for _ in range(3):
+    for _ in range(5):
         started = time.perf_counter()
         model(patches, grid)
         seconds.append(time.perf_counter() - started)
@@ -49,15 +49,18 @@ def growth() -> dict[str, list[dict]]:
     points = {
         name: [_point(grids) for grids in tqdm(packs, desc=name, leave=False)] for name, packs in settings.items()
     }
-    for name, found in points.items():
-        time_exponent, memory_exponent = (exponent(found, cost) for cost in ("seconds", "peak_mib"))
-        first, last = found[0]["tokens"], found[-1]["tokens"]
-        print(
-            f"growth     {name}, {first} to {last} tokens: time ~ tokens^{time_exponent:.2f}, "
-            f"memory ~ tokens^{memory_exponent:.2f}",
-            flush=True,
-        )
+    for row in growth_table(points)[1:]:
+        print(f"growth     {'  '.join(row)}", flush=True)
     return points
+
+
+def growth_table(points: dict[str, list[dict]]) -> list[list[str]]:
+    """Rows of exponents, header first."""
+    rows = [["what grows", "tokens", "time ~ tokens^", "memory ~ tokens^"]]
+    for name, found in points.items():
+        exponents = (f"{exponent(found, cost):.2f}" for cost in ("seconds", "peak_mib"))
+        rows.append([name, f"{found[0]['tokens']:,} to {found[-1]['tokens']:,}", *exponents])
+    return rows
 
 
 def exponent(points: list[dict], cost: str) -> float:

@@ -94,6 +94,18 @@ def processor_ratios(seconds: float) -> list[dict]:
     return results
 
 
+def processor_table(results: list[dict]) -> list[list[str]]:
+    """Rows of images a second and peak memory, header first."""
+    names = list(results[0]["seconds"])
+    rows = [["image", "output, MiB", *(f"{name}, {unit}" for name in names for unit in ("images/s", "peak MiB"))]]
+    for result in results:
+        row = [f"{result['size'][0]} x {result['size'][1]}", f"{result['output_mib']:.0f}"]
+        for name in names:
+            row += [f"{1 / result['seconds'][name]:.1f}", f"{result['peak_mib'].get(name, np.nan):.0f}"]
+        rows.append(row)
+    return rows
+
+
 def _peak(name: str, width: int, height: int) -> float:
     command = [sys.executable, "-c", PEAK, name, str(width), str(height)]
     root = Path(__file__).resolve().parents[2]

@@ -3,10 +3,10 @@
 
     python tests/benchmarks/speed.py [--output_dir DIR] [--parts forward,processor,growth] [--seconds 60]
 
-Everything is measured in one run, turn by turn, because machines are noisy: read the ratios, not the times, and leave
-the machine alone meanwhile. The floor is the same matrix products and attention calls with nothing between them. Peers
-are optional: transformers' Qwen3-VL vision tower and Qwen2-VL processor, and the dense model one sample at a time.
-Writes speed.json, and speed.png where matplotlib is installed.
+Everything is measured in one run, turn by turn, because machines are noisy: read the ratios (medians of the rounds),
+not the times, and leave the machine alone meanwhile. The floor is the same matrix products and attention calls with
+nothing between them. Peers are optional: transformers' Qwen3-VL vision tower and Qwen2-VL processor, and the dense
+model one sample at a time. Prints tables; writes speed.json, and speed.png where matplotlib is installed.
 """
 
 import argparse
@@ -21,12 +21,19 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tests.benchmarks.cost_growth import growth  # noqa: E402
-from tests.benchmarks.forward_speed import SIZES, WORKLOADS, forward_ratios  # noqa: E402
-from tests.benchmarks.processor_speed import processor_ratios  # noqa: E402
+from tests.benchmarks.cost_growth import growth, growth_table  # noqa: E402
+from tests.benchmarks.forward_speed import SIZES, WORKLOADS, forward_ratios, forward_table  # noqa: E402
+from tests.benchmarks.processor_speed import processor_ratios, processor_table  # noqa: E402
 
 
-PARTS = ("forward", "processor", "growth")
+TABLES = {"forward": forward_table, "processor": processor_table, "growth": growth_table}
+PARTS = tuple(TABLES)
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """A table of rows, header first."""
+    header, *rest = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([header, "|" + "---|" * len(rows[0]), *rest])
 
 
 def draw(report: dict, path: Path) -> None:
@@ -81,6 +88,8 @@ def _draw_growth(axis, name: str, points: list[dict], cost: str) -> None:
     if name == "one sample" and cost == "seconds":
         scale = points[-1][cost] / tokens[-1] ** 2
         axis.loglog(tokens, [scale * count**2 for count in tokens], linestyle=":", label="quadratic")
+    for ticks in (axis.xaxis, axis.yaxis):
+        ticks.set_minor_formatter("")
     axis.set_xlabel("tokens", fontsize=8)
     axis.set_ylabel("seconds" if cost == "seconds" else "peak memory, MiB", fontsize=8)
     axis.set_title(f"growth, {name}", fontsize=9)
@@ -113,6 +122,9 @@ def main(arguments: list[str] | None = None) -> int:
         report["processor"] = processor_ratios(options.seconds)
     if "growth" in parts:
         report["growth"] = growth()
+    for part, table in TABLES.items():
+        if part in report:
+            print(f"\n{markdown(table(report[part]))}", flush=True)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     (options.output_dir / "speed.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     draw(report, options.output_dir / "speed.png")

@@ -14,7 +14,7 @@ from tests.models import as_packing, dense_model, random_pixels
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler"
 )
-# A compiler takes sizes that happen to be equal for one size, so the first pack has not 3 samples: a grid has 3 columns.
+# Sizes that happen to be equal are one size to a compiler, so the first pack has not 3 samples: a grid has 3 columns.
 PACKS = [
     [(1, 8, 6), (1, 3, 3), (4, 5, 4), (1, 7, 6), (1, 2, 3)],
     [(1, 7, 6), (1, 2, 3), (3, 5, 4)],
