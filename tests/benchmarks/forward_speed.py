@@ -1,8 +1,17 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
-"""Forward time of the packing model against the same matrix products and attention calls alone, and against peers."""
+"""Forward time of the packing model against the same matrix products and attention calls alone, and against peers.
 
+Each contender has a process of its own, as a user's model has, in turns with the floor: in one process what the others
+leave in the heap decides about up to 8 % here.
+"""
+
+import json
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -21,13 +30,32 @@ WORKLOADS = {
 }
 DESCRIPTIONS = {"pack": "four samples", "small": "256 small images", "hd": "one 1080p image"}
 
+PAIR = """
+import json, sys
+from tests.benchmarks.forward_speed import pair
+print(json.dumps(pair(*sys.argv[1:4], float(sys.argv[4]))))
+"""
+
 
 def lengths_of(grids: list[tuple[int, int, int]]) -> list[int]:
     return [t * h * w for t, h, w in grids]
 
 
-def floor(model: LlavaViTPackingModel, grids, dtype: torch.dtype):
-    """The model's matrix products and attention calls, with nothing between them."""
+def bookkept(grids, dtype: torch.dtype) -> dict:
+    """Inputs of the packing model as the processor gives them, with random pixels."""
+    lengths = lengths_of(grids)
+    return {
+        "pixel_values": torch.randn(sum(lengths), 588, dtype=dtype),
+        "grid_thw": torch.tensor(grids),
+        "patch_positions": grid_positions(grids),
+        "cu_seqlens": cumulative_lengths(lengths),
+        "max_seqlen": max(lengths),
+    }
+
+
+def floor(grids, dtype: torch.dtype) -> Callable:
+    """The packing model's matrix products and attention calls, with nothing between them."""
+    model = LlavaViTPackingModel(LlavaViTPackingConfig(**SIZES)).to(dtype)
     rows, channels = sum(lengths_of(grids)), SIZES["hidden_size"]
     heads = (SIZES["num_attention_heads"], channels // SIZES["num_attention_heads"])
     patches = torch.randn(rows, model.patch_embed.proj.weight[0].numel(), dtype=dtype)
@@ -53,120 +81,123 @@ def floor(model: LlavaViTPackingModel, grids, dtype: torch.dtype):
     return run
 
 
-def contenders(grids, dtype: torch.dtype, compiled: bool) -> dict:
-    """What is measured, by name; each takes no argument."""
+def packing(grids, dtype: torch.dtype, compiled: bool = False) -> Callable:
     model = LlavaViTPackingModel(LlavaViTPackingConfig(**SIZES)).to(dtype).eval()
-    rows, lengths = sum(lengths_of(grids)), lengths_of(grids)
-    inputs = {
-        "pixel_values": torch.randn(rows, 588, dtype=dtype),
-        "grid_thw": torch.tensor(grids),
-        "patch_positions": grid_positions(grids),
-        "cu_seqlens": cumulative_lengths(lengths),
-        "max_seqlen": max(lengths),
-    }
-    runs = {"floor": floor(model, grids, dtype), "packing": lambda: model(**inputs)}
-    if compiled:
-        fast = torch.compile(model)
-        runs["packing compiled"] = lambda: fast(**inputs)
+    inputs = bookkept(grids, dtype)
+    run = torch.compile(model) if compiled else model
+    return lambda: run(**inputs)
+
+
+def packing_compiled(grids, dtype: torch.dtype) -> Callable:
+    return packing(grids, dtype, compiled=True)
+
+
+def dense_one_by_one(grids, dtype: torch.dtype) -> Callable:
     dense = LlavaViTModel(LlavaViTConfig(**SIZES)).to(dtype).eval()
     images = [torch.randn(1, 3, 14 * h, 14 * w, dtype=dtype) for _, h, w in grids]
-    runs["dense one by one"] = lambda: [dense(image) for image in images]
-    runs |= qwen3_vl(grids, inputs["pixel_values"], dtype)
-    return runs
+    return lambda: [dense(image) for image in images]
 
 
-def qwen3_vl(grids, patches: torch.Tensor, dtype: torch.dtype) -> dict:
-    """transformers' Qwen3-VL vision tower at the same sizes, where it is installed."""
+def qwen3_vl(grids, dtype: torch.dtype) -> Callable | None:
+    return qwen3_vl_tower(grids, bookkept(grids, dtype)["pixel_values"], dtype)
+
+
+def qwen3_vl_tower(
+    grids, patches: torch.Tensor, dtype: torch.dtype, sizes: dict = SIZES, implementation: str = "sdpa"
+) -> Callable | None:
+    """transformers' Qwen3-VL vision tower at the same sizes and on the device of `patches`, where it is installed."""
     try:
         from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
         from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
     except ImportError as error:
-        print(f"Qwen3-VL is left out: {error}")
-        return {}
+        print(f"Qwen3-VL is left out: {error}", file=sys.stderr)
+        return None
     config = Qwen3VLVisionConfig(
-        depth=SIZES["num_hidden_layers"],
-        hidden_size=SIZES["hidden_size"],
-        num_heads=SIZES["num_attention_heads"],
-        intermediate_size=SIZES["intermediate_size"],
+        depth=sizes["num_hidden_layers"],
+        hidden_size=sizes["hidden_size"],
+        num_heads=sizes["num_attention_heads"],
+        intermediate_size=sizes["intermediate_size"],
         hidden_act="gelu",
         patch_size=14,
         temporal_patch_size=1,
-        out_hidden_size=SIZES["hidden_size"],
+        out_hidden_size=sizes["hidden_size"],
         deepstack_visual_indexes=[],
     )
-    tower = Qwen3VLVisionModel._from_config(config, attn_implementation="sdpa").to(dtype).eval()
-    grid = torch.tensor(grids)
-    return {"Qwen3-VL tower": lambda: tower(patches, grid_thw=grid)}
+    tower = Qwen3VLVisionModel._from_config(config, attn_implementation=implementation)
+    tower = tower.to(patches.device, dtype).eval()
+    grid = torch.tensor(grids, device=patches.device)
+    return lambda: tower(patches, grid_thw=grid)
 
 
-# Contenders that take less run once untimed before they are timed: what ran before them leaves the heap in a state of
-# its own, and the first run pays for it, up to 8 % here.
-SETTLED_SECONDS = 3
+CONTENDERS = {
+    "packing": packing,
+    "packing compiled": packing_compiled,
+    "dense one by one": dense_one_by_one,
+    "Qwen3-VL tower": qwen3_vl,
+}
 
 
-def measure(runs: dict, seconds: float, label: str) -> dict[str, list[float]]:
-    """Seconds of each in every round, taken turn by turn: three rounds, and more as long as `seconds` allow."""
-    times = {name: [] for name in runs}
-    with torch.inference_mode(), tqdm(desc=label, unit="round", leave=False) as bar:
-        for run in runs.values():
-            run()  # compiles
-        settle = {name for name, run in runs.items() if _timed(run) < SETTLED_SECONDS}
+def pair(workload: str, dtype: str, contender: str, seconds: float) -> list[tuple[float, float]] | None:
+    """Seconds of the floor and of a contender in every round: three rounds, and more as long as `seconds` allow;
+    `None` where the contender is not installed."""
+    torch.manual_seed(0)
+    grids, narrow = WORKLOADS[workload], getattr(torch, dtype)
+    run, reference = CONTENDERS[contender](grids, narrow), floor(grids, narrow)
+    if run is None:
+        return None
+    rounds = []
+    with torch.inference_mode():
+        run()  # compiles
         ends = time.perf_counter() + seconds
-        while bar.n < 3 or time.perf_counter() < ends:
-            for name, run in runs.items():
-                if name in settle:
-                    run()
-                times[name].append(_timed(run))
-            bar.update()
-    return times
+        while len(rounds) < 3 or time.perf_counter() < ends:
+            rounds.append((_timed(reference), _timed(run)))
+    return rounds
 
 
-def _timed(run) -> float:
+def _timed(run: Callable) -> float:
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
-def ratios_to(reference: str, times: dict[str, list[float]]) -> dict[str, float]:
-    """Median over the rounds of each time over that of `reference` in the same round: what slows the whole machine
-    for a while slows both."""
-    return {
-        name: statistics.median(one / other for one, other in zip(taken, times[reference], strict=True))
-        for name, taken in times.items()
-    }
+def _in_its_own_process(workload: str, dtype: str, contender: str, seconds: float) -> list | None:
+    command = [sys.executable, "-c", PAIR, workload, dtype, contender, str(seconds)]
+    root = Path(__file__).resolve().parents[2]
+    output = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
 
 
 def forward_ratios(workloads: list[str], dtypes: list[str], compiled: bool, seconds: float) -> list[dict]:
-    """One entry per workload and dtype, with the median seconds of every contender and its ratio to the floor."""
-    results = []
-    for workload in workloads:
-        for dtype in dtypes:
-            torch.manual_seed(0)
-            torch._dynamo.reset()
-            runs = contenders(WORKLOADS[workload], getattr(torch, dtype), compiled)
-            if workload != "pack":
-                del runs["dense one by one"]  # takes minutes and says what the first workload says
-            times = measure(runs, seconds, f"{workload} {dtype}")
-            result = {
-                "workload": workload,
-                "dtype": dtype,
-                "rounds": len(times["floor"]),
-                "seconds": {name: statistics.median(taken) for name, taken in times.items()},
-                "ratios": ratios_to("floor", times),
-            }
-            results.append(result)
-            shown = "  ".join(f"{name} {ratio:.2f}" for name, ratio in result["ratios"].items() if name != "floor")
-            print(f"forward    {workload:<6} {dtype:<9} {shown}", flush=True)
+    """One entry per workload and dtype: the floor's median seconds, and of every contender the median over the rounds
+    of its time over that of the floor in the same round, since the machine's speed drifts."""
+    settings, results = [(workload, dtype) for workload in workloads for dtype in dtypes], []
+    for workload, dtype in tqdm(settings, desc="forward", leave=False):
+        # Many samples one by one take minutes, and a single one is the packing model's pack.
+        left_out = set() if workload == "pack" else {"dense one by one"}
+        left_out |= set() if compiled else {"packing compiled"}
+        names = [name for name in CONTENDERS if name not in left_out]
+        found = {name: _in_its_own_process(workload, dtype, name, seconds / len(names)) for name in names}
+        found = {name: rounds for name, rounds in found.items() if rounds}
+        result = {
+            "workload": workload,
+            "dtype": dtype,
+            "floor_seconds": statistics.median(pair[0] for rounds in found.values() for pair in rounds),
+            "rounds": {name: len(rounds) for name, rounds in found.items()},
+            "ratios": {name: statistics.median(b / a for a, b in rounds) for name, rounds in found.items()},
+        }
+        results.append(result)
+        shown = "  ".join(f"{name} {ratio:.2f}" for name, ratio in result["ratios"].items())
+        print(f"forward    {workload:<6} {dtype:<9} {shown}", flush=True)
     return results
 
 
 def forward_table(results: list[dict]) -> list[list[str]]:
     """Rows of ratios to the floor, header first."""
-    names = list(dict.fromkeys(name for result in results for name in result["ratios"] if name != "floor"))
-    rows = [["workload", "dtype", "floor, ms", *names]]
+    names = list(dict.fromkeys(name for result in results for name in result["ratios"]))
+    rows = [["workload", "dtype", "floor, s", *names]]
     for result in results:
         ratios = (f"{result['ratios'][name]:.2f}" if name in result["ratios"] else "" for name in names)
         tokens = sum(lengths_of(WORKLOADS[result["workload"]]))
         workload = f"{DESCRIPTIONS[result['workload']]} ({tokens:,} tokens)"
-        rows.append([workload, result["dtype"], f"{1000 * result['seconds']['floor']:.0f}", *ratios])
+        rows.append([workload, result["dtype"], f"{result['floor_seconds']:.2f}", *ratios])
     return rows

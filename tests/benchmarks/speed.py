@@ -1,7 +1,7 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
-"""Speed, memory and growth, as ratios: forward, processor, cost of larger packs.
+"""Speed, memory and growth, as ratios: forward, processor, cost of larger packs, and the forward on a CUDA device.
 
-    python tests/benchmarks/speed.py [--output_dir DIR] [--parts forward,processor,growth] [--seconds 60]
+    python tests/benchmarks/speed.py [--output_dir DIR] [--parts forward,processor,growth,cuda] [--seconds 60]
 
 Everything is measured in one run, turn by turn, because machines are noisy: read the ratios (medians of the rounds),
 not the times, and leave the machine alone meanwhile. The floor is the same matrix products and attention calls with
@@ -22,11 +22,12 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks.cost_growth import growth, growth_table  # noqa: E402
+from tests.benchmarks.cuda_speed import cuda_ratios, cuda_table  # noqa: E402
 from tests.benchmarks.forward_speed import SIZES, WORKLOADS, forward_ratios, forward_table  # noqa: E402
 from tests.benchmarks.processor_speed import processor_ratios, processor_table  # noqa: E402
 
 
-TABLES = {"forward": forward_table, "processor": processor_table, "growth": growth_table}
+TABLES = {"forward": forward_table, "processor": processor_table, "growth": growth_table, "cuda": cuda_table}
 PARTS = tuple(TABLES)
 
 
@@ -61,7 +62,7 @@ def draw(report: dict, path: Path) -> None:
 
 
 def _draw_forward(axis, result: dict) -> None:
-    names = [name for name in result["ratios"] if name != "floor"]
+    names = list(result["ratios"])
     bars = axis.bar(range(len(names)), [result["ratios"][name] for name in names])
     axis.bar_label(bars, fmt="%.2f", fontsize=8)
     axis.axhline(1.0, color="black", linewidth=0.8)
@@ -100,7 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("benchmarks"))
     parser.add_argument("--parts", default=",".join(PARTS))
-    parser.add_argument("--seconds", type=float, default=60, help="per setting; at least three rounds are taken")
+    parser.add_argument("--seconds", type=float, default=60, help="per setting; at least three rounds each are taken")
     parser.add_argument("--workloads", default=",".join(WORKLOADS))
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--no_compile", action="store_true")
@@ -122,8 +123,10 @@ def main(arguments: list[str] | None = None) -> int:
         report["processor"] = processor_ratios(options.seconds)
     if "growth" in parts:
         report["growth"] = growth()
+    if "cuda" in parts:
+        report["cuda"] = cuda_ratios()
     for part, table in TABLES.items():
-        if part in report:
+        if report.get(part):
             print(f"\n{markdown(table(report[part]))}", flush=True)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     (options.output_dir / "speed.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
