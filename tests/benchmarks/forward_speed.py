@@ -6,6 +6,7 @@ leave in the heap decides about up to 8 % here.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -22,12 +23,16 @@ from llava_vit_hf.grid_llava_vit import cumulative_lengths, grid_positions
 
 
 SIZES = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 4, "intermediate_size": 3072}
+# What torch.compile's back end reads in its process: weights as constants, laid out once for the CPU's matrix products.
+FREEZING = {"TORCHINDUCTOR_FREEZING": "1"}
 # Even sides, which Qwen3-VL's merging of 2 x 2 patches needs.
 WORKLOADS = {
     "pack": [(1, 32, 32), (1, 28, 28), (1, 24, 32), (1, 8, 62)],
     "small": [(1, 8 + 2 * (index % 4), 8 + 2 * (index // 4 % 4)) for index in range(256)],
     "hd": [(1, 76, 136)],
 }
+# The larger ones take minutes with as many layers.
+LAYERS = {"pack": 4, "small": 2, "hd": 2}
 DESCRIPTIONS = {"pack": "four samples", "small": "256 small images", "hd": "one 1080p image"}
 
 PAIR = """
@@ -132,6 +137,7 @@ def qwen3_vl_tower(
 CONTENDERS = {
     "packing": packing,
     "packing compiled": packing_compiled,
+    "packing compiled, frozen": packing_compiled,
     "dense one by one": dense_one_by_one,
     "Qwen3-VL tower": qwen3_vl,
 }
@@ -141,6 +147,7 @@ def pair(workload: str, dtype: str, contender: str, seconds: float) -> list[tupl
     """Seconds of the floor and of a contender in every round: three rounds, and more as long as `seconds` allow;
     `None` where the contender is not installed."""
     torch.manual_seed(0)
+    SIZES["num_hidden_layers"] = LAYERS[workload]
     grids, narrow = WORKLOADS[workload], getattr(torch, dtype)
     run, reference = CONTENDERS[contender](grids, narrow), floor(grids, narrow)
     if run is None:
@@ -163,7 +170,8 @@ def _timed(run: Callable) -> float:
 def _in_its_own_process(workload: str, dtype: str, contender: str, seconds: float) -> list | None:
     command = [sys.executable, "-c", PAIR, workload, dtype, contender, str(seconds)]
     root = Path(__file__).resolve().parents[2]
-    output = subprocess.run(command, cwd=root, check=True, stdout=subprocess.PIPE, text=True).stdout
+    environment = {**os.environ, **(FREEZING if contender.endswith("frozen") else {})}
+    output = subprocess.run(command, cwd=root, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
 
@@ -174,7 +182,7 @@ def forward_ratios(workloads: list[str], dtypes: list[str], compiled: bool, seco
     for workload, dtype in tqdm(settings, desc="forward", leave=False):
         # Many samples one by one take minutes, and a single one is the packing model's pack.
         left_out = set() if workload == "pack" else {"dense one by one"}
-        left_out |= set() if compiled else {"packing compiled"}
+        left_out |= set() if compiled else {name for name in CONTENDERS if "compiled" in name}
         names = [name for name in CONTENDERS if name not in left_out]
         found = {name: _in_its_own_process(workload, dtype, name, seconds / len(names)) for name in names}
         found = {name: rounds for name, rounds in found.items() if rounds}
@@ -198,6 +206,7 @@ def forward_table(results: list[dict]) -> list[list[str]]:
     for result in results:
         ratios = (f"{result['ratios'][name]:.2f}" if name in result["ratios"] else "" for name in names)
         tokens = sum(lengths_of(WORKLOADS[result["workload"]]))
-        workload = f"{DESCRIPTIONS[result['workload']]} ({tokens:,} tokens)"
+        layers = LAYERS[result["workload"]]
+        workload = f"{DESCRIPTIONS[result['workload']]} ({tokens:,} tokens, {layers} layers)"
         rows.append([workload, result["dtype"], f"{result['floor_seconds']:.2f}", *ratios])
     return rows

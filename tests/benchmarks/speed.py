@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.benchmarks.cost_growth import growth, growth_table  # noqa: E402
 from tests.benchmarks.cuda_speed import cuda_ratios, cuda_table  # noqa: E402
-from tests.benchmarks.forward_speed import SIZES, WORKLOADS, forward_ratios, forward_table  # noqa: E402
+from tests.benchmarks.forward_speed import LAYERS, SIZES, WORKLOADS, forward_ratios, forward_table  # noqa: E402
 from tests.benchmarks.processor_speed import processor_ratios, processor_table  # noqa: E402
 
 
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         "transformers": transformers.__version__,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
-        "sizes": SIZES,
+        "sizes": {**SIZES, "num_hidden_layers": LAYERS},
     }
     if "forward" in parts:
         workloads, dtypes = options.workloads.split(","), options.dtypes.split(",")
