@@ -23,7 +23,7 @@ from llava_vit_hf.grid_llava_vit import cumulative_lengths, grid_positions
 
 
 SIZES = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 4, "intermediate_size": 3072}
-# What torch.compile's back end reads in its process: weights as constants, laid out once for the CPU's matrix products.
+# Read by torch.compile's back end: weights become constants, laid out once for the CPU's matrix products.
 FREEZING = {"TORCHINDUCTOR_FREEZING": "1"}
 # Even sides, which Qwen3-VL's merging of 2 x 2 patches needs.
 WORKLOADS = {

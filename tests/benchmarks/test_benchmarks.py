@@ -18,7 +18,7 @@ GRIDS = [(1, 4, 6), (2, 4, 4), (1, 2, 2)]
 
 @pytest.fixture
 def tiny(monkeypatch):
-    monkeypatch.setattr(forward_speed, "SIZES", TINY)
+    monkeypatch.setattr(forward_speed, "SIZES", dict(TINY))
     monkeypatch.setattr(forward_speed, "WORKLOADS", {"pack": [(1, 4, 6), (1, 4, 4)]})
 
 
