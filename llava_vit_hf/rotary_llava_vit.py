@@ -32,7 +32,7 @@ def rotary_embedding(
     cosines, sines = angles.cos().to(dtype), angles.sin().to(dtype)
     # Compilers fuse the real form and know no complex numbers; eagerly the complex form is several times faster.
     if torch.compiler.is_compiling() or positions.device.type not in ("cpu", "cuda"):
-        return cosines, sines * torch.tensor([-1, 1], dtype=dtype, device=sines.device).repeat(head_dim // 2)
+        return cosines, sines * (torch.arange(head_dim, device=sines.device) % 2 * 2 - 1)  # -1, 1, -1, 1, ...
     (cosine0, cosine1), (sine0, sine1) = (x.unflatten(-1, (-1, 2)).unbind(-1) for x in (cosines, sines))
     return (
         torch.complex((cosine0 + cosine1) / 2, (sine0 + sine1) / 2),

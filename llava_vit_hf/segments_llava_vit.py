@@ -84,7 +84,8 @@ class Segments:
             most = max(1, CPU_ROWS // length)
             for first in range(0, count, most):
                 taken = min(most, count - first)
-                if runs and runs[-1][1] + runs[-1][2] * runs[-1][3] - runs[0][1] + taken * length > CPU_ROWS:
+                end = row + (first + taken) * length
+                if runs and end - runs[0][1] > CPU_ROWS:
                     parts.append(runs)
                     runs = []
                 runs.append((sample + first, row + first * length, taken, length))
