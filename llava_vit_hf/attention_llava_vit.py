@@ -57,6 +57,8 @@ class LlavaViTAttention(nn.Module):
         query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
         if by_head:
             query, key = query.transpose(0, 1), key.transpose(0, 1)
+            if value.element_size() == 2:  # float32 kernels read values just as fast where they are
+                value = value.transpose(0, 1).contiguous().transpose(0, 1)
         half = query.dtype == torch.float16
         if half:
             # A query or key beyond float16 has scores of -inf, which a fused kernel may turn into finite values. What
