@@ -2,6 +2,7 @@
 """The 3D rotary embedding, which is not quite the textbook one."""
 
 import torch
+from torch import nn
 
 
 def rotary_embedding(
@@ -32,7 +33,9 @@ def rotary_embedding(
     cosines, sines = angles.cos().to(dtype), angles.sin().to(dtype)
     # Compilers fuse the real form and know no complex numbers; eagerly the complex form is several times faster.
     if torch.compiler.is_compiling() or positions.device.type not in ("cpu", "cuda"):
-        return cosines, sines * (torch.arange(head_dim, device=sines.device) % 2 * 2 - 1)  # -1, 1, -1, 1, ...
+        signed = sines * (torch.arange(head_dim, device=sines.device) % 2 * 2 - 1)  # -1, 1, -1, 1, ...
+        # Concatenated because compilers keep what is, and would work out anything else again for every head and layer.
+        return torch.cat((cosines, signed), dim=-1).chunk(2, dim=-1)
     (cosine0, cosine1), (sine0, sine1) = (x.unflatten(-1, (-1, 2)).unbind(-1) for x in (cosines, sines))
     return (
         torch.complex((cosine0 + cosine1) / 2, (sine0 + sine1) / 2),
@@ -59,5 +62,9 @@ def apply_rotary(states: torch.Tensor, cosines: torch.Tensor, sines: torch.Tenso
         pairs = torch.view_as_complex(wide.unflatten(-1, (-1, 2)))
         rotated = torch.view_as_real(pairs.conj_physical().mul_(sines).addcmul_(pairs, cosines))
         return rotated.flatten(-2).to(states.dtype)
-    neighbours = torch.arange(states.shape[-1], device=states.device) ^ 1
-    return (states * cosines + states[..., neighbours] * sines).to(states.dtype).contiguous()
+    # The neighbour is the next channel of an even one and the one before of an odd one: two shifted reads, which
+    # compilers make vectors of, as they do not of an index.
+    padded = nn.functional.pad(states, (1, 1))
+    even = torch.arange(states.shape[-1], device=states.device) % 2 == 0
+    neighbours = torch.where(even, padded[..., 2:], padded[..., :-2])
+    return (states * cosines + neighbours * sines).to(states.dtype).contiguous()

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 from torch._dynamo.utils import counters
+from torch._inductor.utils import run_and_get_code
 
 from llava_vit_hf.grid_llava_vit import cumulative_lengths, grid_positions
 from tests.models import as_packing, dense_model, random_pixels
@@ -58,6 +59,35 @@ def test_packing_compiles_once_for_all_sizes(graphs, dynamic, most):
         torch.testing.assert_close(output.last_hidden_state, expected.last_hidden_state, rtol=0, atol=2e-4)
         torch.testing.assert_close(output.pooler_output, expected.pooler_output, rtol=0, atol=2e-4)
         assert graphs() == min(seed + 1, most)
+
+
+@needs_compiler
+@torch.no_grad()
+def test_rotary_tables_are_made_once(graphs):
+    """In one kernel, and not again for every head of every layer, which is what a compiler makes of a product."""
+    packing = as_packing(dense_model())
+    assert packing.config.num_hidden_layers > 1
+    _, (code,) = run_and_get_code(torch.compile(packing, fullgraph=True), **bookkept(PACKS[0]))
+    kernels = code.split("async_compile.cpp")[1:]
+    assert [sum(f"{name}(" in kernel for kernel in kernels) for name in ("cos", "sin")] == [1, 1]
+
+
+@needs_compiler
+@torch.no_grad()
+def test_packing_compiles_in_bfloat16(graphs):
+    """As near to float32 as eager bfloat16 is, and far from what other positions give."""
+    packing = as_packing(dense_model()).bfloat16()
+    inputs = bookkept(PACKS[0])
+    pixels = inputs.pop("pixel_values").bfloat16()
+    compiled = torch.compile(packing, fullgraph=True)(pixels, **inputs).last_hidden_state
+    eager = packing(pixels, **inputs).last_hidden_state
+    packing.float()
+    exact = packing(pixels.float(), **inputs).last_hidden_state
+    elsewhere = inputs | {"patch_positions": inputs["patch_positions"] * torch.tensor([1, 1, 2])}
+    wrong = packing(pixels.float(), **elsewhere).last_hidden_state
+    error, eager_error, fault = ((states - exact).norm() / exact.norm() for states in (compiled, eager, wrong))
+    assert error < 1.2 * eager_error
+    assert fault > 5 * error
 
 
 @needs_compiler
