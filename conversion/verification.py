@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
@@ -74,7 +74,7 @@ def verify_folder(request: VerificationRequest) -> dict:
         CheckpointError: if the weights of either side cannot be read.
         VerificationError: if the folder cannot be loaded and run.
     """
-    started = datetime.now(timezone.utc)
+    started = datetime.now(UTC)
     weights = request.weights or str(request.folder)
     source = read_checkpoint(weights, request.revision)
     config = request.source_config or infer_source_config(source, request.model_name, request.num_attention_heads)
@@ -101,7 +101,7 @@ def verify_folder(request: VerificationRequest) -> dict:
         "margins": margins(outcome),
         **outcome,
     }
-    report["seconds"] = round((datetime.now(timezone.utc) - started).total_seconds(), 1)
+    report["seconds"] = round((datetime.now(UTC) - started).total_seconds(), 1)
     return report
 
 

@@ -10,7 +10,7 @@ import re
 import threading
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 import yaml
@@ -229,7 +229,7 @@ class Repo:
                     del files[name]
             if pull_request:
                 ref = f"refs/pr/{self.open_discussion(title, author or self.author, parent)['num']}"
-            date = datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+            date = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
             oid = hashlib.sha1(uuid.uuid4().bytes).hexdigest()
             commit = Commit(oid, parent, title, message, author or self.author, date, files)
             self.commits[oid] = self.refs[ref] = commit

@@ -22,7 +22,7 @@ from llava_vit_hf import LlavaViTConfig, LlavaViTModel, LlavaViTPackingConfig, L
 from llava_vit_hf.grid_llava_vit import cumulative_lengths, grid_positions
 
 
-SIZES = {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 4, "intermediate_size": 3072}
+SIZES = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 # Read by torch.compile's back end: weights become constants, laid out once for the CPU's matrix products.
 FREEZING = {"TORCHINDUCTOR_FREEZING": "1"}
 # Even sides, which Qwen3-VL's merging of 2 x 2 patches needs.
@@ -58,13 +58,13 @@ def bookkept(grids, dtype: torch.dtype) -> dict:
     }
 
 
-def floor(grids, dtype: torch.dtype) -> Callable:
+def floor(grids, dtype: torch.dtype, sizes: dict) -> Callable:
     """The packing model's matrix products and attention calls, with nothing between them."""
-    model = LlavaViTPackingModel(LlavaViTPackingConfig(**SIZES)).to(dtype)
-    rows, channels = sum(lengths_of(grids)), SIZES["hidden_size"]
-    heads = (SIZES["num_attention_heads"], channels // SIZES["num_attention_heads"])
+    model = LlavaViTPackingModel(LlavaViTPackingConfig(**sizes)).to(dtype)
+    rows, channels = sum(lengths_of(grids)), sizes["hidden_size"]
+    heads = (sizes["num_attention_heads"], channels // sizes["num_attention_heads"])
     patches = torch.randn(rows, model.patch_embed.proj.weight[0].numel(), dtype=dtype)
-    hidden, inner = (torch.randn(rows, size, dtype=dtype) for size in (channels, SIZES["intermediate_size"]))
+    hidden, inner = (torch.randn(rows, size, dtype=dtype) for size in (channels, sizes["intermediate_size"]))
     patch_weight = model.patch_embed.proj.weight.flatten(1)
     memory_weight = model.head.attention.in_proj_weight[channels:]
 
@@ -86,29 +86,29 @@ def floor(grids, dtype: torch.dtype) -> Callable:
     return run
 
 
-def packing(grids, dtype: torch.dtype, compiled: bool = False) -> Callable:
-    model = LlavaViTPackingModel(LlavaViTPackingConfig(**SIZES)).to(dtype).eval()
+def packing(grids, dtype: torch.dtype, sizes: dict, compiled: bool = False) -> Callable:
+    model = LlavaViTPackingModel(LlavaViTPackingConfig(**sizes)).to(dtype).eval()
     inputs = bookkept(grids, dtype)
     run = torch.compile(model) if compiled else model
     return lambda: run(**inputs)
 
 
-def packing_compiled(grids, dtype: torch.dtype) -> Callable:
-    return packing(grids, dtype, compiled=True)
+def packing_compiled(grids, dtype: torch.dtype, sizes: dict) -> Callable:
+    return packing(grids, dtype, sizes, compiled=True)
 
 
-def dense_one_by_one(grids, dtype: torch.dtype) -> Callable:
-    dense = LlavaViTModel(LlavaViTConfig(**SIZES)).to(dtype).eval()
+def dense_one_by_one(grids, dtype: torch.dtype, sizes: dict) -> Callable:
+    dense = LlavaViTModel(LlavaViTConfig(**sizes)).to(dtype).eval()
     images = [torch.randn(1, 3, 14 * h, 14 * w, dtype=dtype) for _, h, w in grids]
     return lambda: [dense(image) for image in images]
 
 
-def qwen3_vl(grids, dtype: torch.dtype) -> Callable | None:
-    return qwen3_vl_tower(grids, bookkept(grids, dtype)["pixel_values"], dtype)
+def qwen3_vl(grids, dtype: torch.dtype, sizes: dict) -> Callable | None:
+    return qwen3_vl_tower(grids, bookkept(grids, dtype)["pixel_values"], dtype, sizes)
 
 
 def qwen3_vl_tower(
-    grids, patches: torch.Tensor, dtype: torch.dtype, sizes: dict = SIZES, implementation: str = "sdpa"
+    grids, patches: torch.Tensor, dtype: torch.dtype, sizes: dict, implementation: str = "sdpa"
 ) -> Callable | None:
     """transformers' Qwen3-VL vision tower at the same sizes and on the device of `patches`, where it is installed."""
     try:
@@ -147,9 +147,8 @@ def pair(workload: str, dtype: str, contender: str, seconds: float) -> list[tupl
     """Seconds of the floor and of a contender in every round: three rounds, and more as long as `seconds` allow;
     `None` where the contender is not installed."""
     torch.manual_seed(0)
-    SIZES["num_hidden_layers"] = LAYERS[workload]
-    grids, narrow = WORKLOADS[workload], getattr(torch, dtype)
-    run, reference = CONTENDERS[contender](grids, narrow), floor(grids, narrow)
+    setting = (WORKLOADS[workload], getattr(torch, dtype), {**SIZES, "num_hidden_layers": LAYERS[workload]})
+    run, reference = CONTENDERS[contender](*setting), floor(*setting)
     if run is None:
         return None
     rounds = []
