@@ -65,6 +65,7 @@ def _draw_forward(axis, result: dict) -> None:
     names = list(result["ratios"])
     bars = axis.bar(range(len(names)), [result["ratios"][name] for name in names])
     axis.bar_label(bars, fmt="%.2f", fontsize=8)
+    axis.margins(y=0.12)  # room for the labels
     axis.axhline(1.0, color="black", linewidth=0.8)
     axis.set_xticks(range(len(names)), names, rotation=30, ha="right", fontsize=7)
     axis.set_title(f"forward, {result['workload']}, {result['dtype']}", fontsize=9)
