@@ -5,15 +5,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from conversion.arguments import ArgumentParser
-from conversion.checkpoint import Checkpoint
-from conversion.convert import CheckpointError
-from conversion.model_folder import PublishError, PublishInputError
-from conversion.pipeline import ConversionRequest, convert_folder
-from conversion.publish_options import add_publish_arguments, check_publish_options, push_from_options
-from conversion.report import failures, summary_line, write_report
-from conversion.variants import VARIANTS
-from conversion.verification import DEFAULT_TIME_BUDGET, PASS, VerificationError, VerificationRequest, verify_folder
+from conversion.checkpoints.checkpoint import Checkpoint
+from conversion.checkpoints.convert import CheckpointError
+from conversion.checkpoints.model_folder_writer import ConversionRequest, convert_folder
+from conversion.checkpoints.variants import VARIANTS
+from conversion.common.arguments import ArgumentParser
+from conversion.common.model_folder import PublishError, PublishInputError
+from conversion.publishing.options import add_publish_arguments, check_publish_options, push_from_options
+from conversion.verification.report import failures, summary_line, write_report
+from conversion.verification.verify import (
+    DEFAULT_TIME_BUDGET,
+    PASS,
+    VerificationError,
+    VerificationRequest,
+    verify_folder,
+)
 
 
 # Fields of an old config.json that every conversion writes anew; nothing is lost with them.

@@ -11,9 +11,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch.nn import functional as F
 
-from conversion.metrics import Bounds, compare
-from conversion.pipeline import build_processor, staging_folder
-from conversion.verification_inputs import CLIP_MEAN, CLIP_STD
+from conversion.checkpoints.model_folder_writer import build_processor, staging_folder
+from conversion.common.metrics import Bounds, compare
+from conversion.verification.cases import CLIP_MEAN, CLIP_STD
 from llava_vit_hf import LlavaViTConfig, LlavaViTPackingConfig
 from llava_vit_hf.grid_llava_vit import TEMPORAL_CONTEXT, frame_positions
 

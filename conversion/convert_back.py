@@ -19,11 +19,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 
-from conversion.arguments import ArgumentParser  # noqa: E402
-from conversion.checkpoint import CheckpointError, read_checkpoint  # noqa: E402
+from conversion.checkpoints.checkpoint import CheckpointError, read_checkpoint  # noqa: E402
+from conversion.checkpoints.convert import converted_state_dict, infer_source_config, table_between  # noqa: E402
 from conversion.command_line import add_output_arguments, check_verdict, run_conversion  # noqa: E402
-from conversion.convert import converted_state_dict, infer_source_config, table_between  # noqa: E402
-from conversion.verification import VerificationError, VerificationRequest, verify_folder  # noqa: E402
+from conversion.common.arguments import ArgumentParser  # noqa: E402
+from conversion.verification.verify import VerificationError, VerificationRequest, verify_folder  # noqa: E402
 
 
 SUFFIXES = (".pt", ".pth", ".safetensors")

@@ -17,10 +17,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conversion.arguments import ArgumentParser  # noqa: E402
-from conversion.peaked_weights import peaked_state_dict  # noqa: E402
-from conversion.source_encoder import SourceConfig  # noqa: E402
-from conversion.verification_inputs import rings  # noqa: E402
+from conversion.common.arguments import ArgumentParser  # noqa: E402
+from conversion.source.encoder import SourceConfig  # noqa: E402
+from conversion.source.peaked_weights import peaked_state_dict  # noqa: E402
+from conversion.verification.cases import rings  # noqa: E402
 
 
 CONFIG = SourceConfig(

@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conversion.arguments import ArgumentParser  # noqa: E402
-from conversion.model_folder import PublishError, PublishInputError  # noqa: E402
-from conversion.publish_options import add_publish_arguments, push_from_options  # noqa: E402
+from conversion.common.arguments import ArgumentParser  # noqa: E402
+from conversion.common.model_folder import PublishError, PublishInputError  # noqa: E402
+from conversion.publishing.options import add_publish_arguments, push_from_options  # noqa: E402
 
 
 def main(arguments: list[str] | None = None) -> int:

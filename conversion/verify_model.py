@@ -15,9 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conversion.arguments import ArgumentParser  # noqa: E402
-from conversion.checkpoint import CheckpointError  # noqa: E402
-from conversion.report import (  # noqa: E402
+from conversion.checkpoints.checkpoint import CheckpointError  # noqa: E402
+from conversion.checkpoints.variants import VARIANTS  # noqa: E402
+from conversion.common.arguments import ArgumentParser  # noqa: E402
+from conversion.verification.report import (  # noqa: E402
     compare_reports,
     failures,
     markdown_report,
@@ -25,8 +26,7 @@ from conversion.report import (  # noqa: E402
     summary_line,
     write_report,
 )
-from conversion.variants import VARIANTS  # noqa: E402
-from conversion.verification import (  # noqa: E402
+from conversion.verification.verify import (  # noqa: E402
     DEFAULT_TIME_BUDGET,
     PASS,
     REPORT_FILE,

@@ -24,17 +24,19 @@ import argparse
 import sys
 from pathlib import Path
 
-import bulk_extraction
-import paired_extraction
-from bulk_extraction import parse_layers
-from command_line import ArgumentParser
-from comparisons import DEFAULT_THRESHOLD
-from feature_sets import DTYPES
-from limits import add_limit_arguments, limits_of
-from paired_extraction import INPUT_NAMES
-from provenance import check_model_path
-from publishing import publish
-from shards import FORMATS
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from conversion.common.arguments import ArgumentParser  # noqa: E402
+from examples.extraction import bulk_extraction, paired_extraction  # noqa: E402
+from examples.extraction.bulk_extraction import parse_layers  # noqa: E402
+from examples.extraction.comparisons import DEFAULT_THRESHOLD  # noqa: E402
+from examples.extraction.feature_sets import DTYPES  # noqa: E402
+from examples.extraction.limits import add_limit_arguments, limits_of  # noqa: E402
+from examples.extraction.paired_extraction import INPUT_NAMES  # noqa: E402
+from examples.extraction.provenance import check_model_path  # noqa: E402
+from examples.extraction.publishing import publish  # noqa: E402
+from examples.extraction.shards import FORMATS  # noqa: E402
 
 
 PAIRED = ("hf_model_path", *INPUT_NAMES)

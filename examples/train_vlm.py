@@ -16,9 +16,13 @@ import sys
 from pathlib import Path
 
 import torch
-from command_line import ArgumentParser
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, Qwen2Config
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from conversion.common.arguments import ArgumentParser  # noqa: E402
 
 
 IGNORED = -100

@@ -12,11 +12,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from command_line import ArgumentParser
-from comparisons import DEFAULT_THRESHOLD, Report, compare_features, compare_runs
-from feature_sets import DENSE_FILE, PACKING_FILE, is_paired, load_features, load_metadata, open_features
-from limits import add_limit_arguments, limits_of
-from publishing import find_published
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from conversion.common.arguments import ArgumentParser  # noqa: E402
+from examples.extraction.comparisons import DEFAULT_THRESHOLD, Report, compare_features, compare_runs  # noqa: E402
+from examples.extraction.feature_sets import (  # noqa: E402
+    DENSE_FILE,
+    PACKING_FILE,
+    is_paired,
+    load_features,
+    load_metadata,
+    open_features,
+)
+from examples.extraction.limits import add_limit_arguments, limits_of  # noqa: E402
+from examples.extraction.publishing import find_published  # noqa: E402
 
 
 def verify(options: argparse.Namespace) -> Report:

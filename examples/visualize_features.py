@@ -19,13 +19,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from command_line import ArgumentParser
-from comparisons import Report, compare_features, compare_runs
-from feature_pictures import heat_colours, patch_errors, principal_components, strip, unpatchify
-from feature_sets import DENSE_FILE, PACKING_FILE, FeatureSet, is_paired, load_features, load_index, open_features
-from files import sha256_of, write_atomically
-from html_report import SamplePictures, render_page
-from limits import (
+from tqdm import tqdm
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from conversion.common.arguments import ArgumentParser  # noqa: E402
+from examples.extraction.comparisons import Report, compare_features, compare_runs  # noqa: E402
+from examples.extraction.feature_pictures import heat_colours, patch_errors, principal_components, strip, unpatchify  # noqa: E402
+from examples.extraction.feature_sets import (  # noqa: E402
+    DENSE_FILE,
+    PACKING_FILE,
+    FeatureSet,
+    is_paired,
+    load_features,
+    load_index,
+    open_features,
+)
+from examples.extraction.files import sha256_of, write_atomically  # noqa: E402
+from examples.extraction.html_report import SamplePictures, render_page  # noqa: E402
+from examples.extraction.limits import (  # noqa: E402
     DEFAULT_LIMITS,
     FileLimits,
     SampleLimits,
@@ -33,8 +46,7 @@ from limits import (
     limits_of,
     with_command_line_advice,
 )
-from publishing import find_published
-from tqdm import tqdm
+from examples.extraction.publishing import find_published  # noqa: E402
 
 
 REPORT_FILE = "report.html"

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from transformers import AutoModel, AutoProcessor
 
-from conversion.metrics import Bounds, compare
+from conversion.common.metrics import Bounds, compare
 from llava_vit_hf import (
     LlavaViTImageProcessor,
     LlavaViTModel,

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 
-from conversion.model_folder import PublishError
-from conversion.published_check import check_published
+from conversion.common.model_folder import PublishError
+from conversion.publishing.load_back import check_published
 from conversion.verify_model import parse_arguments
 from tests import media
-from tests.conversion.publishable import converted_folder, sha256_of, verified_folder, write_report
+from tests.conversion.publishing.publishable import converted_folder, sha256_of, verified_folder, write_report
 from tests.loopback_hub import LoopbackHub
 
 
@@ -177,7 +177,7 @@ def test_one_bit_of_difference_fails_the_check(monkeypatch):
     expected = {"image": np.ones((2, 3), np.float32)}
     other = np.nextafter(expected["image"], np.float32(2))
     for found, message in (({"image": other}, "image differ"), ({}, "image differ"), (expected, None)):
-        monkeypatch.setattr("conversion.published_check._features", lambda *arguments, found=found: found)
+        monkeypatch.setattr("conversion.publishing.load_back._features", lambda *arguments, found=found: found)
         if message is None:
             check_published("user/x", "0" * 40, {}, expected)
         else:

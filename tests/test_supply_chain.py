@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from conversion.checkpoint_readers import LAST_UNSOUND_TORCH
+from conversion.checkpoints.readers import LAST_UNSOUND_TORCH
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +55,7 @@ def top_level_imports(path: Path) -> set[str]:
 
 def undeclared(paths, declared: set[str]) -> set[str]:
     """Distributions that files import and that nobody asked for."""
-    own = {path.stem for path in (ROOT / "examples").glob("*.py")} | {"llava_vit_hf", "conversion"}
+    own = {"llava_vit_hf", "conversion", "examples"}
     found = set().union(*map(top_level_imports, paths)) - set(sys.stdlib_module_names) - own
     return {DISTRIBUTIONS.get(name, name) for name in found} - declared - OPTIONAL
 
@@ -91,7 +91,7 @@ def test_the_package_asks_for_what_requirements_say():
 
 def test_every_import_is_asked_for():
     declared = {requirement.name.replace("-", "_") for requirement in requirements()}
-    paths = [path for room in ("llava_vit_hf", "conversion", "examples") for path in (ROOT / room).glob("*.py")]
+    paths = [path for room in ("llava_vit_hf", "conversion", "examples") for path in (ROOT / room).rglob("*.py")]
     assert not undeclared(paths, declared)
     assert undeclared(paths, declared - {"pyyaml", "safetensors"}) == {"pyyaml", "safetensors"}
 

@@ -21,9 +21,9 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from conversion.peaked_weights import peaked_state_dict  # noqa: E402
-from conversion.source_encoder import SourceConfig  # noqa: E402
-from conversion.variants import VARIANTS  # noqa: E402
+from conversion.checkpoints.variants import VARIANTS  # noqa: E402
+from conversion.source.encoder import SourceConfig  # noqa: E402
+from conversion.source.peaked_weights import peaked_state_dict  # noqa: E402
 
 
 VARIANT = "llava_vit_large_ln"
@@ -33,7 +33,7 @@ MEMORY_BOUND, TIME_BOUND = 1.3, 3.0
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from conversion.pipeline import ConversionRequest, convert_folder
+from conversion.checkpoints.model_folder_writer import ConversionRequest, convert_folder
 def peak():
     for line in open("/proc/self/status"):
         if line.startswith("VmHWM"):

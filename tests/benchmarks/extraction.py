@@ -54,7 +54,7 @@ print(json.dumps([tokens, time.perf_counter() - start]))
 PACKS = """
 import json, sys, time, torch
 from transformers import AutoModel, AutoProcessor
-from packing_plan import plan_packs
+from examples.extraction.packing_plan import plan_packs
 folder, files = sys.argv[1], json.loads(open(sys.argv[2]).read())
 model = AutoModel.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32).eval()
 processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
@@ -186,7 +186,7 @@ def measure_packing(options: argparse.Namespace, model: Path, files: list[str]) 
     """Tokens per second of processor time of the model alone, by the size of packs; 1 means one by one."""
     listed = options.folder / "inputs" / "done.json"
     command = [sys.executable, "-c", PACKS, str(model), str(listed)]
-    variables = {**environment(), "PYTHONPATH": str(ROOT / "examples")}
+    variables = {**environment(), "PYTHONPATH": str(ROOT)}
     result = subprocess.run(command, env=variables, capture_output=True, check=True)
     speeds = json.loads(result.stdout.splitlines()[-1])
     best = max(speeds.values())

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 
 from conversion import conversion_utils
-from conversion.checkpoint import Checkpoint
+from conversion.checkpoints.checkpoint import Checkpoint
+from conversion.checkpoints.convert import converted_state_dict, model_config, table_between
 from conversion.conversion_utils import (
     CLIP_MEAN,
     CLIP_STD,
@@ -26,7 +27,6 @@ from conversion.conversion_utils import (
     move_model_to_device,
     save_model_with_processor,
 )
-from conversion.convert import converted_state_dict, model_config, table_between
 from llava_vit_hf import LlavaViTModel, LlavaViTPackingModel
 from tests.conversion.weights import peaked_state_dict, random_pixels, tiny_config
 

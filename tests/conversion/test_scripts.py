@@ -16,7 +16,7 @@ from conversion import (
     convert_llava_vit_to_hf,
     convert_vit_preview_v0_hf_to_packing,
 )
-from conversion.checkpoint import read_checkpoint
+from conversion.checkpoints.checkpoint import read_checkpoint
 from tests.conversion.scripts import run_script
 from tests.conversion.weights import peaked_state_dict, tiny_config
 

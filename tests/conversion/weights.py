@@ -3,8 +3,8 @@
 
 import torch
 
-from conversion.peaked_weights import peaked_state_dict
-from conversion.source_encoder import SourceConfig
+from conversion.source.encoder import SourceConfig
+from conversion.source.peaked_weights import peaked_state_dict
 
 
 __all__ = ["peaked_state_dict", "random_pixels", "tiny_config"]

@@ -15,16 +15,12 @@ import pytest
 import torch
 from transformers import AutoModel, AutoProcessor
 
-from conversion.metrics import Bounds, compare
+from conversion.common.metrics import Bounds, compare
+from examples import extract_features
+from examples.extraction.bulk_extraction import check_layers, cut_into_shards, parse_layers
+from examples.extraction.feature_sets import open_features
 from tests import media
 from tests.examples.commands import EXAMPLES, contents, environment, read_lines, run_well
-
-
-sys.path.insert(0, str(EXAMPLES))
-
-import extract_features  # noqa: E402
-from bulk_extraction import check_layers, cut_into_shards, parse_layers  # noqa: E402
-from feature_sets import open_features  # noqa: E402
 
 
 DATA = ("index.jsonl", "failures.jsonl", "metadata.json")
@@ -198,7 +194,8 @@ def test_a_layer_that_the_model_has_not_is_refused_before_anything_is_loaded(
     models, four_files, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(
-        "bulk_extraction.AutoModel.from_pretrained", lambda *_, **__: pytest.fail("the model was loaded")
+        "examples.extraction.bulk_extraction.AutoModel.from_pretrained",
+        lambda *_, **__: pytest.fail("the model was loaded"),
     )
     folder, inputs = tmp_path / "features", four_files / "1.jpg"
     arguments = ["--packing_model_path", models / "tiny_packing", "--inputs", inputs, "--output_dir", folder]

@@ -31,8 +31,7 @@ def test_both_languages_give_the_same_commands():
 
 
 def test_options_named_in_the_guides_exist():
-    sys.path.insert(0, str(EXAMPLES))
-    from extract_features import build_parser
+    from examples.extract_features import build_parser
 
     known = {option for action in build_parser()._actions for option in action.option_strings}
     elsewhere = {"--num_attention_heads", "--features_dir", "--reference", "--cpu", "--multi_gpu", "--num_processes"}

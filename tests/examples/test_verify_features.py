@@ -9,15 +9,11 @@ import sys
 import numpy as np
 import pytest
 
+from examples import verify_features
+from examples.extraction.files import write_json
+from examples.extraction.publishing import publish
 from tests.examples.commands import EXAMPLES, ROOT, contents, environment, read_lines, run, run_well
 from tests.loopback_hub import LoopbackHub
-
-
-sys.path.insert(0, str(EXAMPLES))
-
-import verify_features  # noqa: E402
-from files import write_json  # noqa: E402
-from publishing import publish  # noqa: E402
 
 
 @pytest.fixture
@@ -200,7 +196,7 @@ def test_through_the_hub(four_arguments, four_features, tmp_path):
 
         change_arrays(published, "features_hf.npz", lambda arrays: arrays.pop("image1"))
         later = [sys.executable, "-c", "import sys, publishing as p; p.publish(p.Path(sys.argv[1]), 'user/model')"]
-        subprocess.run([*later, str(published)], env={**writer, "PYTHONPATH": str(EXAMPLES)}, check=True)
+        subprocess.run([*later, str(published)], env={**writer, "PYTHONPATH": str(ROOT)}, check=True)
         reader = environment(**hub.client_environment(tmp_path / "reader"))
         arguments = ["--features_dir", four_features, "--reference"]
         output = run_well("verify_features.py", *arguments, "user/model", "--revision", commit, env=reader)
@@ -212,7 +208,7 @@ def test_through_the_hub(four_arguments, four_features, tmp_path):
         for repo_id in ("user/none", "not a repo id"):
             with pytest.raises(subprocess.CalledProcessError):
                 command = [later[0], "-c", later[2].replace("user/model", repo_id), str(published)]
-                subprocess.run(command, env={**reader, "PYTHONPATH": str(EXAMPLES)}, check=True, capture_output=True)
+                subprocess.run(command, env={**reader, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
 
 
 def test_the_other_transformers_version_gives_the_same(four_arguments, four_features, other_python, tmp_path, verify):

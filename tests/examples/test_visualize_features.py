@@ -4,20 +4,14 @@
 import html.parser
 import json
 import shutil
-import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 
+from examples import visualize_features
+from examples.extraction.feature_pictures import heat_colours, patch_errors, principal_components, strip, unpatchify
 from tests import media
-from tests.examples.commands import EXAMPLES
-
-
-sys.path.insert(0, str(EXAMPLES))
-
-import visualize_features  # noqa: E402
-from feature_pictures import heat_colours, patch_errors, principal_components, strip, unpatchify  # noqa: E402
 
 
 def draw(*arguments) -> int:

@@ -26,7 +26,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 # What atheris watches: all that is ours.
-INSTRUMENTED = ("conversion", "llava_vit_hf", "comparisons", "feature_sets", "files", "inputs", "limits", "provenance")
+INSTRUMENTED = ("conversion", "llava_vit_hf", "examples")
 INSTRUMENTED += ("publishing", "shards", "tests.fuzz.planted")
 MAX_BYTES = 2**18
 

@@ -12,17 +12,17 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from conversion.checkpoint import read_checkpoint
-from conversion.hub_configs import fitting_variant
-from conversion.infer_config import dropped_config_fields, infer_source_config, model_config
-from conversion.model_card import render_card
-from conversion.model_folder import content_name, read_model_folder, verdict_on
-from conversion.peaked_weights import peaked_state_dict
-from conversion.pipeline import build_processor, stored_processor
-from conversion.report import compare_reports, failures, markdown_report, read_report, summary_line
+from conversion.checkpoints.checkpoint import read_checkpoint
+from conversion.checkpoints.hub_configs import fitting_variant
+from conversion.checkpoints.model_folder_writer import build_processor, stored_processor
+from conversion.checkpoints.source_config import dropped_config_fields, infer_source_config, model_config
+from conversion.common.model_folder import content_name, read_model_folder, verdict_on
+from conversion.publishing.model_card import render_card
+from conversion.source.peaked_weights import peaked_state_dict
+from conversion.verification.report import compare_reports, failures, markdown_report, read_report, summary_line
 from llava_vit_hf import LlavaViTImageProcessor, LlavaViTModel, LlavaViTPackingConfig, LlavaViTProcessor
 from tests import media
-from tests.conversion.publishable import report_of, write_report
+from tests.conversion.publishing.publishable import report_of, write_report
 from tests.conversion.weights import tiny_config
 from tests.examples import commands  # noqa: F401  the examples import each other by bare names
 from tests.fuzz import mutators
@@ -289,7 +289,7 @@ def model_card(folder: Path) -> tuple[list[bytes], Parse]:
 
 
 def _manifest(folder: Path, suffix: str) -> Parse:
-    from inputs import collect_inputs, inputs_digest
+    from examples.extraction.inputs import collect_inputs, inputs_digest
 
     path = folder / f"manifest{suffix}"
 
@@ -336,8 +336,8 @@ def _array_archive() -> bytes:
 
 
 def features_npz(folder: Path) -> tuple[list[bytes], Parse]:
-    from comparisons import compare_features
-    from feature_sets import load_features
+    from examples.extraction.comparisons import compare_features
+    from examples.extraction.feature_sets import load_features
 
     path = folder / "features_packing.npz"
     seed = _array_archive()
@@ -357,9 +357,9 @@ def features_npz(folder: Path) -> tuple[list[bytes], Parse]:
 
 def features_metadata(folder: Path) -> tuple[list[bytes], Parse]:
     """`metadata.json` of four files' features, up to comparing two runs and publishing."""
-    from comparisons import compare_runs
-    from feature_sets import open_features
-    from publishing import publish
+    from examples.extraction.comparisons import compare_runs
+    from examples.extraction.feature_sets import open_features
+    from examples.extraction.publishing import publish
 
     for name in ("features_hf.npz", "features_packing.npz"):
         (folder / name).write_bytes(_array_archive())
@@ -382,7 +382,7 @@ def features_metadata(folder: Path) -> tuple[list[bytes], Parse]:
 
 def _sharded(folder: Path) -> dict:
     """A run over two inputs, as bulk extraction leaves it. Returns a record of its index."""
-    from shards import ShardWriter, merge_shards
+    from examples.extraction.shards import ShardWriter, merge_shards
 
     writer = ShardWriter(folder, 0, "safetensors")
     record = {"path": "a.jpg", "sha256": "a" * 64, "tokens": 4, "grid_thw": [1, 2, 2], "frame_indices": None}
@@ -396,8 +396,8 @@ def _sharded(folder: Path) -> dict:
 
 def features_index(folder: Path) -> tuple[list[bytes], Parse]:
     """`index.jsonl` of a run over many inputs, up to comparing two runs."""
-    from comparisons import compare_runs
-    from feature_sets import open_features
+    from examples.extraction.comparisons import compare_runs
+    from examples.extraction.feature_sets import open_features
 
     _sharded(folder)
     path = folder / "index.jsonl"
@@ -415,7 +415,7 @@ def features_index(folder: Path) -> tuple[list[bytes], Parse]:
 
 def features_shard(folder: Path) -> tuple[list[bytes], Parse]:
     """A shard's tensors, as safetensors and as `.npz`."""
-    from feature_sets import open_features
+    from examples.extraction.feature_sets import open_features
 
     _sharded(folder)
     path = folder / "shards" / "00000.safetensors"
@@ -436,7 +436,7 @@ def features_shard(folder: Path) -> tuple[list[bytes], Parse]:
 
 def features_shard_records(folder: Path) -> tuple[list[bytes], Parse]:
     """A shard's `.jsonl`, by which a run continues and its index is made."""
-    from shards import is_complete, merge_shards
+    from examples.extraction.shards import is_complete, merge_shards
 
     _sharded(folder)
     path = folder / "shards" / "00000.jsonl"
@@ -453,7 +453,7 @@ def features_shard_records(folder: Path) -> tuple[list[bytes], Parse]:
 
 def processor_hash(folder: Path) -> tuple[list[bytes], Parse]:
     """`preprocessor_config.json` as a run's provenance records it."""
-    from provenance import _processor_hash
+    from examples.extraction.provenance import _processor_hash
 
     LlavaViTImageProcessor(patch_size=4).save_pretrained(folder)
     path = folder / "preprocessor_config.json"

@@ -4,7 +4,7 @@
 import pytest
 import torch
 
-from conversion.faults import rotated_halves
+from conversion.verification.faults import rotated_halves
 from llava_vit_hf.grid_llava_vit import (
     cumulative_lengths,
     frame_positions,

@@ -20,23 +20,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from conversion import pipeline
-from conversion.checkpoint import CheckpointError
-from conversion.peaked_weights import peaked_state_dict
+from conversion.checkpoints import model_folder_writer
+from conversion.checkpoints.checkpoint import CheckpointError
+from conversion.source.peaked_weights import peaked_state_dict
+from examples import extract_features
 from llava_vit_hf import LlavaViTImageProcessor, LlavaViTProcessor
 from llava_vit_hf.attention_llava_vit import LlavaViTAttention
 from tests import media
-from tests.conversion.publishable import converted_folder
+from tests.conversion.publishing.publishable import converted_folder
 from tests.conversion.scripts import command, run_script
 from tests.conversion.weights import tiny_config
 from tests.examples import commands
 from tests.llava_vit_hf.both_models import LAYOUTS, make_case
 from tests.loopback_hub import LoopbackHub
-
-
-sys.path.insert(0, str(commands.EXAMPLES))
-
-import extract_features  # noqa: E402
 
 
 THREADS = 8
@@ -206,7 +202,7 @@ def test_a_conversion_after_a_killed_one(backbone, tmp_path):
     killed.kill()
     killed.communicate(timeout=60)
     assert sorted(path.name.split("-")[0] for path in tmp_path.iterdir()) == [".out.lock", ".out.partial"]
-    with pipeline.staging_folder(output) as folder:
+    with model_folder_writer.staging_folder(output) as folder:
         (folder / "config.json").write_text("{}")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
@@ -214,16 +210,16 @@ def test_a_conversion_after_a_killed_one(backbone, tmp_path):
 @pytest.mark.parametrize("moment", ["before the lock", "after the lock"])
 def test_what_appeared_meanwhile_is_not_replaced(tmp_path, monkeypatch, moment):
     """A conversion that found its folder free does not replace one that was finished before it was its turn."""
-    output, exclusive = tmp_path / "out", pipeline.exclusive
+    output, exclusive = tmp_path / "out", model_folder_writer.exclusive
 
     def appear():
         output.mkdir()
         (output / "mine").write_text("mine")
 
     if moment == "before the lock":
-        monkeypatch.setattr(pipeline, "exclusive", lambda *paths: (appear(), exclusive(*paths))[1])
+        monkeypatch.setattr(model_folder_writer, "exclusive", lambda *paths: (appear(), exclusive(*paths))[1])
     begun = False
-    with pytest.raises(CheckpointError, match="out exists.*--overwrite"), pipeline.staging_folder(output):
+    with pytest.raises(CheckpointError, match="out exists.*--overwrite"), model_folder_writer.staging_folder(output):
         begun = True
         appear()
     assert begun == (moment == "after the lock")

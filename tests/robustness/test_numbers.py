@@ -16,9 +16,9 @@ import pytest
 import torch
 from torch import nn
 
-from conversion.peaked_weights import peaked_state_dict
-from conversion.pipeline import ConversionRequest, convert_folder
-from conversion.source_encoder import SourceConfig, SourceEncoder, rotary_angles, rotate
+from conversion.checkpoints.model_folder_writer import ConversionRequest, convert_folder
+from conversion.source.encoder import SourceConfig, SourceEncoder, rotary_angles, rotate
+from conversion.source.peaked_weights import peaked_state_dict
 from llava_vit_hf import LlavaViTPackingModel, LlavaViTProcessor
 from llava_vit_hf import modeling_llava_vit as modeling
 from llava_vit_hf.grid_llava_vit import patchify
@@ -323,7 +323,7 @@ LONG_SAMPLE = """
 import json, resource, sys, torch
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from conversion.source_encoder import rotary_angles, rotate, softmax_attention
+from conversion.source.encoder import rotary_angles, rotate, softmax_attention
 from tests.conversion.weights import tiny_config
 from tests.robustness.test_numbers import grid_at, models_of, random_pixels, relative_error
 

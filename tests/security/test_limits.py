@@ -6,33 +6,28 @@ import http.server
 import inspect
 import io
 import json
-import sys
 import threading
 import zipfile
 from pathlib import Path
 
+import inputs as inputs_module
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 
-from conversion.checkpoint import CheckpointError, read_checkpoint
-from conversion.report import read_report
+from conversion.checkpoints.checkpoint import CheckpointError, read_checkpoint
+from conversion.verification.report import read_report
+from examples import verify_features
+from examples.extract_features import build_parser, check_options, parse_arguments
+from examples.extraction.decoding import DecodeOptions, decode
+from examples.extraction.feature_sets import load_features, load_index, load_metadata
+from examples.extraction.inputs import Item, collect_inputs
+from examples.extraction.limits import DEFAULT_LIMITS, FileLimits, LimitError, SampleLimits, read_npz
 from llava_vit_hf import LlavaViTImageProcessor, LlavaViTProcessor, decoding_llava_vit
 from tests import media
 from tests.conversion.weights import peaked_state_dict, tiny_config
 from tests.examples.commands import EXAMPLES
-
-
-sys.path.insert(0, str(EXAMPLES))
-
-import inputs as inputs_module  # noqa: E402
-import verify_features  # noqa: E402
-from decoding import DecodeOptions, decode  # noqa: E402
-from extract_features import build_parser, check_options, parse_arguments  # noqa: E402
-from feature_sets import load_features, load_index, load_metadata  # noqa: E402
-from inputs import Item, collect_inputs  # noqa: E402
-from limits import DEFAULT_LIMITS, FileLimits, LimitError, SampleLimits, read_npz  # noqa: E402
 
 
 DEFAULTS = {"max_tokens": 65536, "max_image_pixels": 178956970, "max_frames": 1000000}
@@ -363,7 +358,7 @@ class TestAdvice:
         ],
     )
     def test_limits(self, packing, tmp_path, given, switch):
-        from decoding import _message
+        from examples.extraction.decoding import _message
 
         image = tmp_path / "a.png"
         media.image(42, 28).save(image)
@@ -379,7 +374,7 @@ class TestAdvice:
             assert {word.strip(".,()") for word in message.split() if word.lstrip("(").startswith("--")} <= known
 
     def test_small_pictures(self, packing, tmp_path):
-        from decoding import _message
+        from examples.extraction.decoding import _message
 
         media.image(5, 5).save(tmp_path / "a.png")
         with pytest.raises(ValueError) as caught:

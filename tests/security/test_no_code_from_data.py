@@ -17,24 +17,20 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoProcessor
 
-from conversion.checkpoint import CheckpointError, read_checkpoint
-from conversion.model_card import render_card
-from conversion.model_folder import PublishError, read_model_folder
-from conversion.report import read_report
+from conversion.checkpoints.checkpoint import CheckpointError, read_checkpoint
+from conversion.common.model_folder import PublishError, read_model_folder
+from conversion.publishing.model_card import render_card
+from conversion.verification.report import read_report
+from examples.extraction.feature_sets import load_features, load_index, load_metadata  # noqa: E402
+from examples.extraction.inputs import collect_inputs  # noqa: E402
+from examples.extraction.shards import load_tensor  # noqa: E402
 from llava_vit_hf import LlavaViTImageProcessor, LlavaViTProcessor
 from tests import media
-from tests.conversion.publishable import verified_folder
+from tests.conversion.publishing.publishable import verified_folder
 from tests.conversion.weights import peaked_state_dict, tiny_config
-from tests.examples.commands import EXAMPLES, ROOT
+from tests.examples.commands import ROOT
 from tests.llava_vit_hf.test_imports import ALLOWED
 from tests.models import TINY, as_packing, dense_model
-
-
-sys.path.insert(0, str(EXAMPLES))
-
-from feature_sets import load_features, load_index, load_metadata  # noqa: E402
-from inputs import collect_inputs  # noqa: E402
-from shards import load_tensor  # noqa: E402
 
 
 PACKAGE = ROOT / "llava_vit_hf"

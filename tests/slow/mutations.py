@@ -17,7 +17,7 @@ class Mutation:
 
     def file(self, root: Path) -> Path:
         """The one file below `root` that holds `old`, once; an error means that code and fault have drifted apart."""
-        counts = {path: path.read_text(encoding="utf-8").count(self.old) for path in (root / self.room).glob("*.py")}
+        counts = {path: path.read_text(encoding="utf-8").count(self.old) for path in (root / self.room).rglob("*.py")}
         places = [path for path, count in counts.items() for _ in range(count)]
         if len(places) != 1:
             raise LookupError(f"{self.name}: {self.old!r} stands {len(places)} times in {self.room}/, expected once")

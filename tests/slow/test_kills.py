@@ -12,8 +12,8 @@ import time
 import pytest
 import torch
 
-from conversion.model_folder import read_model_folder
-from conversion.peaked_weights import peaked_state_dict
+from conversion.common.model_folder import read_model_folder
+from conversion.source.peaked_weights import peaked_state_dict
 from tests.conversion.scripts import command, convert_script, run_script
 from tests.conversion.weights import tiny_config
 
@@ -78,4 +78,4 @@ def workers_below(folder) -> list[str]:
                         found.append(line.read().replace("\0", " "))
             except OSError:
                 continue
-    return [line for line in found if "verification_worker" in line]
+    return [line for line in found if "verification.worker" in line]

@@ -6,8 +6,8 @@ import shutil
 import pytest
 import torch
 
-from conversion.peaked_weights import peaked_state_dict
-from conversion.source_encoder import SourceConfig
+from conversion.source.encoder import SourceConfig
+from conversion.source.peaked_weights import peaked_state_dict
 from tests.conversion.scripts import ROOT, convert_script, run_script
 from tests.slow.mutations import MUTATIONS, Mutation
 

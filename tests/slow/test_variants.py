@@ -1,7 +1,7 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """Every variant converts and verifies with random peaked weights; the biggest two with fewer layers.
 
-That all names of all layers are mapped is tested without weights, in `tests/conversion/test_convert.py`.
+That all names of all layers are mapped is tested without weights, in `tests/conversion/checkpoints/test_convert.py`.
 """
 
 import json
@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 
-from conversion.peaked_weights import peaked_state_dict
-from conversion.source_encoder import SourceConfig
-from conversion.variants import VARIANTS
+from conversion.checkpoints.variants import VARIANTS
+from conversion.source.encoder import SourceConfig
+from conversion.source.peaked_weights import peaked_state_dict
 from tests.conversion.scripts import convert_script, run_script
 
 

@@ -1,0 +1,227 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Checkpoints in every place and wrapping they are found in: files, model folders, repositories on the Hub.
+
+Tensors are handed out one by one from memory-mapped files, so that converting never holds two copies of the weights.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+from conversion.checkpoints.readers import (
+    PICKLE_SUFFIXES,
+    CheckpointError,
+    MemoryReader,
+    TensorSpec,
+    reader_of,
+    unwrap_state_dict,
+)
+from conversion.checkpoints.rename_tables import LAYOUT_MARKERS
+from conversion.common.files import sha256_of_file
+from conversion.common.json_files import MAX_JSON_BYTES
+
+
+KEY_PREFIXES = ("module.", "_orig_mod.")
+"""What DistributedDataParallel and torch.compile put in front of every name."""
+
+FLOAT_DTYPES = {
+    "float64": torch.float64,
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+_REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_REPO_FILES = ["*.json", "*.safetensors", "*.txt"]
+
+
+class Checkpoint:
+    """A state dict whose tensors are read when asked for, under their names without wrapper prefixes.
+
+    Attributes:
+        location: what was read: a path, or the repository's id.
+        files: the files that hold the weights; empty for weights in memory.
+        config: the `config.json` beside them, or None.
+        layout: `"source"`, `"dense"` or `"packing"`, told by the names.
+        specs: name to `TensorSpec`, for every tensor.
+    """
+
+    def __init__(self, location: str, readers: list, files: tuple[Path, ...] = (), config: dict | None = None):
+        self.location, self.files, self.config = location, files, config
+        readers_by_name, specs = {}, {}
+        for reader in readers:
+            for name, spec in reader.specs().items():
+                if name in specs:
+                    raise CheckpointError(f"{location}: {name} is stored twice, in different files.")
+                readers_by_name[name], specs[name] = reader, spec
+        stripped = strip_prefixes(list(specs))
+        self._origins = {name: (readers_by_name[stored], stored) for name, stored in stripped.items()}
+        self.specs: dict[str, TensorSpec] = {name: specs[stored] for name, stored in stripped.items()}
+        self.layout = detect_layout(self.specs, location)
+        self._check_dtypes()
+
+    @classmethod
+    def from_state_dict(cls, tensors: Mapping[str, torch.Tensor], config: dict | None = None) -> "Checkpoint":
+        """Takes weights in memory as a checkpoint."""
+        return cls("state dict", [MemoryReader(unwrap_state_dict(tensors, "state dict"))], config=config)
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Reads one tensor, on the CPU, in its stored dtype. It may be a mapped file: do not write to it.
+
+        Raises:
+            KeyError: if there is no such tensor.
+        """
+        reader, stored = self._origins[name]
+        return reader.read(stored)
+
+    def items(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Reads all tensors, one after another."""
+        return ((name, self.tensor(name)) for name in self.specs)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(spec.nbytes for spec in self.specs.values())
+
+    @property
+    def dtypes(self) -> set[torch.dtype]:
+        """The dtypes that occur."""
+        return {spec.dtype for spec in self.specs.values()}
+
+    def sha256(self) -> dict[str, str]:
+        """SHA-256 of each weight file, by file name. Reads the files once."""
+        return {path.name: sha256_of_file(path) for path in self.files}
+
+    def _check_dtypes(self) -> None:
+        foreign = sorted(name for name, spec in self.specs.items() if spec.dtype not in FLOAT_DTYPES.values())
+        if foreign:
+            found = ", ".join(f"{name} ({self.specs[name].dtype})" for name in foreign[:5])
+            raise CheckpointError(
+                f"{self.location}: {len(foreign)} tensors are not of a floating dtype ({', '.join(FLOAT_DTYPES)}): "
+                f"{found}. Quantized checkpoints cannot be converted; use the original weights."
+            )
+
+
+def read_checkpoint(path: str | Path, revision: str | None = None, max_json_bytes: int = MAX_JSON_BYTES) -> Checkpoint:
+    """Opens a checkpoint; weights are read when asked for.
+
+    Args:
+        path: a `.pt`, `.pth`, `.bin` or `.safetensors` file, a model folder (safetensors, in shards or not, or
+            `pytorch_model.bin`), or the id of a repository on the Hub, `user/name`, of which only JSON, safetensors
+            and text files are fetched. What exists locally is preferred.
+        revision: branch, tag or commit of the repository; only for an id.
+        max_json_bytes: a larger `config.json` or index beside the weights is an error.
+
+    Raises:
+        CheckpointError: if it is missing, unreadable, cut short, of another architecture, not a plain state dict, or
+            a pickle that would run code (it is not run) or that this torch cannot be trusted with.
+    """
+    location = Path(path)
+    if location.is_dir():
+        return _read_folder(location, str(location), max_json_bytes)
+    if location.is_file():
+        return Checkpoint(str(location), [reader_of(location)], (location,))
+    if _REPO_ID.fullmatch(str(path)) and location.suffix not in (*PICKLE_SUFFIXES, ".safetensors"):
+        return _read_folder(_download(str(path), revision), str(path), max_json_bytes)
+    raise CheckpointError(
+        f"{path} does not exist. Expected a .pt, .pth or .safetensors file, a model folder, or a repository id "
+        "(user/name)."
+    )
+
+
+def strip_prefixes(names: list[str]) -> dict[str, str]:
+    """Maps names without the prefixes that all of them share, in any order and number, to the stored names."""
+    stripped = {name: name for name in names}
+    while stripped:
+        prefix = next((p for p in KEY_PREFIXES if all(name.startswith(p) for name in stripped)), None)
+        if prefix is None:
+            break
+        stripped = {name.removeprefix(prefix): stored for name, stored in stripped.items()}
+    return stripped
+
+
+def detect_layout(names: Mapping[str, object], location: str) -> str:
+    """Tells which of the known layouts the names belong to.
+
+    Raises:
+        CheckpointError: if to none; the message lists some of the names.
+    """
+    for layout, markers in LAYOUT_MARKERS.items():
+        if all(marker in names for marker in markers):
+            return layout
+    expected = "; ".join(f"{layout}: {', '.join(markers)}" for layout, markers in LAYOUT_MARKERS.items())
+    raise CheckpointError(
+        f"{location} is a checkpoint of another architecture, or an incomplete one. It has {len(names)} tensors: "
+        f"{', '.join(sorted(names)[:6])} ... Expected all names of one of these layouts: {expected}."
+    )
+
+
+def _read_folder(folder: Path, location: str, max_json_bytes: int) -> Checkpoint:
+    files, indexed = _weight_files(folder, max_json_bytes)
+    config_file = folder / "config.json"
+    config = _read_json(config_file, max_json_bytes) if config_file.is_file() else None
+    checkpoint = Checkpoint(location, [reader_of(file) for file in files], tuple(files), config)
+    missing = sorted(set(strip_prefixes(list(indexed))) - set(checkpoint.specs))
+    if missing:
+        raise CheckpointError(f"{location}: the index lists {', '.join(missing[:5])}, which no file holds.")
+    return checkpoint
+
+
+def _weight_files(folder: Path, max_json_bytes: int) -> tuple[list[Path], Iterable[str]]:
+    """The weight files of a model folder, by transformers' order of preference, and the names their index lists."""
+    for stem in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{stem}.index.json"
+        if (folder / stem).is_file():
+            return [folder / stem], ()
+        if index.is_file():
+            return _shards(index, max_json_bytes)
+    raise CheckpointError(
+        f"{folder} is no model folder: expected model.safetensors, model.safetensors.index.json or pytorch_model.bin."
+    )
+
+
+def _shards(index: Path, max_json_bytes: int) -> tuple[list[Path], Iterable[str]]:
+    weight_map = _read_json(index, max_json_bytes).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index} has no weight_map; expected tensor names mapped to file names.")
+    if not all(isinstance(name, str) and name == Path(name).name for name in weight_map.values()):
+        raise CheckpointError(f"{index} names files outside its folder; expected bare file names in weight_map.")
+    names = sorted(set(weight_map.values()))
+    present = {path.name for path in index.parent.iterdir() if path.is_file()}
+    missing = [name[:200] for name in names if name not in present]
+    if missing:
+        raise CheckpointError(f"{index} names files that are missing: {', '.join(missing)}. Download them again.")
+    return [index.parent / name for name in names], weight_map
+
+
+def _read_json(path: Path, max_json_bytes: int) -> dict:
+    try:
+        size = path.stat().st_size
+        if size > max_json_bytes:
+            raise CheckpointError(
+                f"{path}: {size} bytes, more than max_json_bytes={max_json_bytes}, which no such file has. "
+                "Get it again."
+            )
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, found a {type(content).__name__}.")
+    return content
+
+
+def _download(repo_id: str, revision: str | None) -> Path:
+    try:
+        return Path(snapshot_download(repo_id, revision=revision, allow_patterns=_REPO_FILES))
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        raise CheckpointError(
+            f"{repo_id} is neither a file nor a folder here, and could not be fetched from the Hub: "
+            f"{str(error).splitlines()[0]}"
+        ) from error

@@ -1,0 +1,192 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""What a checkpoint is, told from its weights; what they cannot tell, from a variant's name or a `config.json`."""
+
+import math
+import re
+from dataclasses import asdict
+
+import torch
+
+from conversion.checkpoints.checkpoint import Checkpoint, CheckpointError
+from conversion.checkpoints.rename_tables import (
+    CONFIG_ARCHITECTURE,
+    CONFIG_DROPPED,
+    CONFIG_KEPT,
+    CONFIG_KEPT_PACKING,
+    CONFIG_REQUIRED,
+    MODEL_TYPE_LAYOUTS,
+    table_between,
+)
+from conversion.checkpoints.renaming import rename
+from conversion.checkpoints.variants import VARIANTS
+from conversion.source.encoder import SourceConfig
+from llava_vit_hf import LlavaViTConfig, LlavaViTPackingConfig
+
+
+AUTO = "auto"
+
+_DEFAULT_STORED_EPS = 1e-6
+_UNKNOWN_FIELD = "not a field of this encoder's configuration"
+
+
+def infer_source_config(
+    checkpoint: Checkpoint, model_name: str = AUTO, num_attention_heads: int | None = None
+) -> SourceConfig:
+    """Tells the configuration of a checkpoint of any layout.
+
+    Sizes, the type of norm and whether there is a head come from the weights. The number of heads, which weights
+    cannot tell, comes from the variant's name, from the `config.json` beside the weights, or from the argument.
+    Epsilons are those of `config.json` where there is one, else those of the named variant in `hub_configs`; with
+    `"auto"` the pretraining code's.
+
+    Args:
+        model_name: a name of `VARIANTS`, or `"auto"`.
+        num_attention_heads: needed with `"auto"` for a checkpoint without `config.json`.
+
+    Raises:
+        CheckpointError: if the name is unknown, any two of weights, name, `config.json` and argument contradict each
+            other (both are named), the number of heads is given nowhere, the head dim is no multiple of 32, or the
+            weights have shapes that no such encoder has.
+    """
+    sizes = _sizes_from_weights(checkpoint)
+    claims = []
+    if model_name != AUTO:
+        if model_name not in VARIANTS:
+            raise CheckpointError(
+                f"model_name {model_name!r} is unknown. Expected one of {', '.join(VARIANTS)}, or {AUTO!r} with "
+                "num_attention_heads."
+            )
+        claims.append((f"model_name {model_name}", VARIANTS[model_name]))
+    stored = stored_architecture(checkpoint)
+    if stored:
+        claims.append((f"config.json of {checkpoint.location}", stored))
+    if num_attention_heads is not None:
+        claims.append(("num_attention_heads", {"num_attention_heads": num_attention_heads}))
+    for origin, claim in claims:
+        _require_agreement(origin, claim, sizes, checkpoint.location)
+    heads = _agreed_heads(claims, checkpoint.location)
+    supplied = VARIANTS.get(model_name, {}) | stored
+    extra = {name: supplied[name] for name in ("norm_eps", "head_norm_eps", "rope_theta") if name in supplied}
+    try:
+        return SourceConfig(num_attention_heads=heads, **sizes, **extra)
+    except ValueError as error:
+        raise CheckpointError(f"{checkpoint.location}: {error}") from error
+
+
+def stored_architecture(checkpoint: Checkpoint) -> dict:
+    """The fields of a checkpoint's `config.json` under the names of `SourceConfig`; empty if it has none.
+
+    Raises:
+        CheckpointError: if a field has a value that this encoder does not know, or an epsilon is no positive number.
+    """
+    config = checkpoint.config
+    if config is None:
+        return {}
+    model_type = config.get("model_type")
+    if model_type is not None and MODEL_TYPE_LAYOUTS.get(str(model_type), "source") != checkpoint.layout:
+        raise CheckpointError(
+            f"config.json of {checkpoint.location} says model_type={model_type!r}, but the weights beside it have the "
+            f"{checkpoint.layout} layout. Known model types: {MODEL_TYPE_LAYOUTS}."
+        )
+    for name, required in CONFIG_REQUIRED.items():
+        if config.get(name, required) != required:
+            raise CheckpointError(
+                f"config.json of {checkpoint.location} says {name}={config[name]!r}; this encoder has {required!r}."
+            )
+    fields = {ours: config[theirs] for theirs, ours in CONFIG_ARCHITECTURE.items() if config.get(theirs) is not None}
+    fields.setdefault("norm_eps", _DEFAULT_STORED_EPS)
+    fields.setdefault("head_norm_eps", fields["norm_eps"])
+    for name in ("norm_eps", "head_norm_eps", "rope_theta"):
+        value = fields.get(name, 1.0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise CheckpointError(
+                f"config.json of {checkpoint.location}: {name} must be a positive number, found {value!r}."
+            )
+    return fields
+
+
+def model_config(
+    source_config: SourceConfig, layout: str, stored: dict | None = None, dtype: torch.dtype | None = None
+) -> LlavaViTConfig | LlavaViTPackingConfig:
+    """The configuration of the dense or packing model that computes what `source_config` describes.
+
+    Args:
+        layout: `"dense"` or `"packing"`.
+        stored: an existing `config.json`, whose other fields (`image_size`, ...) are carried over.
+        dtype: of the weights that the configuration is written beside.
+    """
+    config_class, model_class = {
+        "dense": (LlavaViTConfig, "LlavaViTModel"),
+        "packing": (LlavaViTPackingConfig, "LlavaViTPackingModel"),
+    }[layout]
+    kept = CONFIG_KEPT + (CONFIG_KEPT_PACKING if layout == "packing" else ())
+    fields = {name: stored[name] for name in kept if stored and name in stored}
+    source = asdict(source_config)
+    fields |= {theirs: source[ours] for theirs, ours in CONFIG_ARCHITECTURE.items()}
+    return config_class(**fields, architectures=[model_class], dtype=dtype)
+
+
+def dropped_config_fields(stored: dict | None, layout: str) -> dict[str, str]:
+    """The fields of an existing `config.json` that `model_config` leaves out, each with the reason."""
+    known = {*CONFIG_ARCHITECTURE, *CONFIG_KEPT, *CONFIG_REQUIRED}
+    known |= set(CONFIG_KEPT_PACKING) if layout == "packing" else set()
+    return {name: CONFIG_DROPPED.get(name, _UNKNOWN_FIELD) for name in stored or () if name not in known}
+
+
+def _sizes_from_weights(checkpoint: Checkpoint) -> dict:
+    """Everything of `SourceConfig` that shapes and names tell."""
+    if checkpoint.layout == "source":
+        shapes = {name: spec.shape for name, spec in checkpoint.specs.items()}
+    else:
+        renamed = rename(checkpoint, table_between(checkpoint.layout, "source"))
+        shapes = {tensor.name: tensor.shape for tensor in renamed}
+    patch = shapes["conv1.weight"]
+    mlp = shapes.get("transformer.layers.0.mlp.0.weight", ())
+    if len(patch) != 4 or patch[1] != 3 or patch[2] != patch[3] or len(mlp) != 2:
+        raise CheckpointError(
+            f"{checkpoint.location}: the patch embedding is {patch} and the first layer of the MLP {mlp}; expected "
+            "(hidden_size, 3, patch_size, patch_size) and (intermediate_size, hidden_size)."
+        )
+    layers = {int(match.group(1)) for name in shapes if (match := re.match(r"transformer\.layers\.(\d+)\.", name))}
+    if layers != set(range(len(layers))):
+        absent = sorted(set(range(len(layers))) - layers)
+        raise CheckpointError(f"{checkpoint.location} has {len(layers)} layers, but none numbered {absent[:5]}.")
+    return {
+        "hidden_size": patch[0],
+        "num_hidden_layers": len(layers),
+        "intermediate_size": mlp[0],
+        "patch_size": patch[2],
+        "layer_norm_type": "layer_norm" if "ln_pre.bias" in shapes else "rms_norm",
+        "use_head": any(name.startswith("head.") for name in shapes),
+    }
+
+
+def _require_agreement(origin: str, claim: dict, sizes: dict, location: str) -> None:
+    wrong = [name for name in sizes if name in claim and claim[name] != sizes[name]]
+    if wrong:
+        said = ", ".join(f"{name}={claim[name]!r}" for name in wrong)
+        found = ", ".join(f"{name}={sizes[name]!r}" for name in wrong)
+        fitting = [
+            name for name, row in VARIANTS.items() if all(row[field] == sizes[field] for field in row.keys() & sizes)
+        ]
+        advice = f"The weights fit {' or '.join(fitting)}." if fitting else "The weights fit no variant."
+        raise CheckpointError(
+            f"{origin} says {said}, but the weights of {location} have {found}. {advice} "
+            f"For other sizes use model_name {AUTO!r} with num_attention_heads."
+        )
+
+
+def _agreed_heads(claims: list[tuple[str, dict]], location: str) -> int:
+    heads = [(origin, claim["num_attention_heads"]) for origin, claim in claims if "num_attention_heads" in claim]
+    if not heads:
+        raise CheckpointError(
+            f"{location}: the number of attention heads cannot be told from weights. Pass num_attention_heads "
+            f"(--num_attention_heads), or as model_name one of {', '.join(VARIANTS)}."
+        )
+    for _, value in heads:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise CheckpointError(f"{location}: num_attention_heads must be an integer, found {value!r}.")
+    if len({value for _, value in heads}) > 1:
+        found = ", ".join(f"{value} by {origin}" for origin, value in heads)
+        raise CheckpointError(f"{location}: the number of attention heads is contradictory: {found}.")
+    return heads[0][1]

@@ -1,0 +1,252 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Verifies a converted folder against the oracle on the source's weights, and decides.
+
+The verdict is PASS only if every case keeps to its bounds and every planted fault was told apart; INCONCLUSIVE if the
+model agrees but a fault stays hidden even on peaked weights of the same configuration; FAIL otherwise.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from conversion.checkpoints.checkpoint import Checkpoint, CheckpointError, read_checkpoint
+from conversion.checkpoints.convert import resolve_dtype
+from conversion.checkpoints.model_folder_writer import ConversionRequest, convert_folder
+from conversion.checkpoints.source_config import infer_source_config
+from conversion.common.files import sha256_of_file
+from conversion.common.model_folder import model_file_names
+from conversion.source.encoder import SourceConfig
+from conversion.source.peaked_weights import peaked_state_dict
+
+
+SCHEMA_VERSION = 1
+REPORT_FILE, MARKDOWN_FILE = "verification.json", "VERIFICATION.md"
+# Before the names of cases that ran on peaked random weights.
+PEAKED = "peaked "
+PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
+DEFAULT_TIME_BUDGET = 1800.0
+STANDARD_ERROR = 2
+# Lines of a failed worker that are shown.
+LAST_WORDS = 20
+
+
+class VerificationError(RuntimeError):
+    """The verification could not be carried out, or its verdict is not PASS."""
+
+
+@dataclass(frozen=True)
+class VerificationRequest:
+    """What to verify.
+
+    Attributes:
+        folder: the model folder.
+        weights: the source: file, folder or repo id; None takes the folder's own weights, which checks what its code
+            computes but not the conversion.
+        model_name, num_attention_heads, revision: as given to the conversion.
+        source_config: of the source, where it is known; None tells it from its weights.
+        time_budget: seconds; the biggest pack shrinks to fit.
+    """
+
+    folder: Path
+    weights: str | None = None
+    model_name: str = "auto"
+    num_attention_heads: int | None = None
+    revision: str | None = None
+    source_config: SourceConfig | None = None
+    attn_implementation: str = "sdpa"
+    time_budget: float = DEFAULT_TIME_BUDGET
+
+
+def verify_folder(request: VerificationRequest) -> dict:
+    """Verifies a folder and returns the report (see `conversion/README.md` for its schema).
+
+    Raises:
+        CheckpointError: if the weights of either side cannot be read.
+        VerificationError: if the folder cannot be loaded and run.
+    """
+    started = datetime.now(UTC)
+    weights = request.weights or str(request.folder)
+    source = read_checkpoint(weights, request.revision)
+    config = request.source_config or infer_source_config(source, request.model_name, request.num_attention_heads)
+    converted = read_checkpoint(request.folder)
+    if converted.layout == "source" or converted.config is None:
+        raise CheckpointError(f"{request.folder} is no dense or packing model folder.")
+    stored_dtype = resolve_dtype(converted, None)
+    outcome = run_worker(request, weights, config, stored_dtype)
+    hidden = [control["name"] for control in outcome["controls"] if not control["detected"]]
+    if hidden:
+        decide_on_peaked_weights(request, config, converted.layout, hidden, outcome)
+    report = {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": verdict_of(outcome),
+        "created": started.isoformat(timespec="seconds"),
+        "model": {
+            "layout": converted.layout,
+            "config": converted.config,
+            "files": folder_hashes(request.folder),
+        },
+        "source": describe_source(source, config),
+        "taken_on_trust": taken_on_trust(source, config),
+        "environment": environment(request.attn_implementation),
+        "margins": margins(outcome),
+        **outcome,
+    }
+    report["seconds"] = round((datetime.now(UTC) - started).total_seconds(), 1)
+    return report
+
+
+def run_worker(
+    request: VerificationRequest,
+    weights: str,
+    config: SourceConfig,
+    stored_dtype: torch.dtype,
+    only_controls: list[str] | None = None,
+) -> dict:
+    """Runs `worker.py` in a process of its own and returns what it found.
+
+    Raises:
+        VerificationError: if it fails; its last words are in the message.
+    """
+    job = {
+        "folder": str(Path(request.folder).resolve()),
+        "weights": str(Path(weights).resolve()) if Path(weights).exists() else weights,
+        "revision": request.revision,
+        "source_config": asdict(config),
+        "stored_dtype": str(stored_dtype).removeprefix("torch."),
+        "attn_implementation": request.attn_implementation,
+        "time_budget": request.time_budget,
+        "only_controls": only_controls,
+        "parent": os.getpid(),
+    }
+    root = Path(__file__).resolve().parents[2]
+    with tempfile.TemporaryDirectory() as scratch:
+        job_file, outcome_file, words = (Path(scratch) / name for name in ("job.json", "outcome.json", "words"))
+        job_file.write_text(json.dumps(job), encoding="utf-8")
+        # A cache of its own: transformers 4.57 keeps the code of folders by their last name only.
+        variables = {**os.environ, "HF_MODULES_CACHE": f"{scratch}/modules"}
+        command = [sys.executable, "-m", "conversion.verification.worker", str(job_file), str(outcome_file)]
+        with open(words, "wb") as stream:
+            # Its standard output is the progress bar.
+            process = subprocess.run(
+                command, cwd=root, env=variables, stdin=subprocess.DEVNULL, stdout=STANDARD_ERROR, stderr=stream
+            )
+        if process.returncode != 0 or not outcome_file.is_file():
+            tail = "\n".join(words.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_WORDS:])
+            raise VerificationError(
+                f"{request.folder} could not be loaded and run (exit code {process.returncode}):\n{tail}"
+            )
+        return json.loads(outcome_file.read_text(encoding="utf-8"))
+
+
+def decide_on_peaked_weights(
+    request: VerificationRequest, config: SourceConfig, layout: str, hidden: list[str], outcome: dict
+) -> None:
+    """Tries the faults that these weights hide on peaked random weights of the same configuration.
+
+    The peaked model is converted like the real one and must itself agree with the oracle, case by case.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        weights, folder = Path(scratch) / "peaked.safetensors", Path(scratch) / "peaked_model"
+        safetensors.torch.save_file(peaked_state_dict(config), weights)
+        convert_folder(
+            ConversionRequest(str(weights), layout, folder, num_attention_heads=config.num_attention_heads),
+            source_config=config,
+        )
+        peaked = run_worker(
+            replace(request, folder=folder, revision=None), str(weights), config, torch.float32, only_controls=hidden
+        )
+    found = {control["name"]: control for control in peaked["controls"]}
+    outcome["controls"] = [found.get(control["name"], control) for control in outcome["controls"]]
+    outcome["cases"] += [{**case, "name": f"{PEAKED}{case['name']}"} for case in peaked["cases"]]
+    outcome["notes"].append(
+        f"The weights hide {', '.join(hidden)} (attention is too flat), so random weights of the same configuration "
+        "with peaked attention were converted and checked for them."
+    )
+
+
+def verdict_of(outcome: dict) -> str:
+    """PASS, FAIL or INCONCLUSIVE for what the worker found."""
+    judged = [case for case in outcome["cases"] if case["result"] != "REPORTED"]
+    if not judged or any(case["result"] != "PASS" for case in judged):
+        return FAIL
+    hidden = [control for control in outcome["controls"] if not control["detected"]]
+    return INCONCLUSIVE if hidden or not outcome["controls"] else PASS
+
+
+def margins(outcome: dict) -> dict:
+    """How far the real model is from the nearest fault of each kind, by relative error of `last_hidden_state`.
+
+    Returns:
+        By kind: the nearest fault's name and relative error, and the worst of the model's on the same weights.
+    """
+    margins = {}
+    for kind, dtype in (("structural", "float32"), ("numeric", "float64")):
+        controls = [
+            control
+            for control in outcome["controls"]
+            if control["kind"] == kind and control["metrics"]["relative_error"] is not None
+        ]
+        if not controls:
+            continue
+        nearest = min(controls, key=lambda control: control["metrics"]["relative_error"])
+        errors = [
+            case["arrays"]["last_hidden_state"]["relative_error"]
+            for case in outcome["cases"]
+            if case["dtype"] == dtype
+            and case["name"].startswith(PEAKED) == (nearest["weights"] == "peaked")
+            and "last_hidden_state" in case["arrays"]
+        ]
+        margins[kind] = {
+            "nearest_fault": nearest["name"],
+            "fault": nearest["metrics"]["relative_error"],
+            "model": None if None in errors else max(errors, default=None),
+            "weights": nearest["weights"],
+        }
+    return margins
+
+
+def taken_on_trust(source: Checkpoint, config: SourceConfig) -> str:
+    """What no comparison can prove, since both sides were told it."""
+    told = "its config.json" if source.config is not None else "the model name or the arguments"
+    return (
+        f"Taken on trust, because weights cannot tell it: {config.num_attention_heads} attention heads (head dim "
+        f"{config.head_dim}), epsilons {config.norm_eps:g} and {config.head_norm_eps:g} (head), rope theta "
+        f"{config.rope_theta:g}. They come from {told} and the pretraining code's defaults; with others the "
+        "verification would pass just as well."
+    )
+
+
+def describe_source(source: Checkpoint, config: SourceConfig) -> dict:
+    return {
+        "location": Path(source.location).name,
+        "layout": source.layout,
+        "sha256": source.sha256(),
+        "config": asdict(config),
+    }
+
+
+def folder_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file that makes up the model in a folder, by name; others that lie there are left out."""
+    return {name: sha256_of_file(Path(folder) / name) for name in model_file_names(Path(folder))}
+
+
+def environment(attn_implementation: str) -> dict:
+    packages = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy")
+    return {
+        "python": platform.python_version(),
+        **{package: version(package) for package in packages},
+        "platform": f"{platform.system()} {platform.machine()}",
+        "device": "cpu",
+        "threads": torch.get_num_threads(),
+        "attn_implementation": attn_implementation,
+    }

@@ -1,0 +1,288 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Reading images and videos ahead of the model, in processes that can be killed.
+
+A native decoder can hang while it holds Python's lock, deaf to every signal but SIGKILL. So each file is read in a
+worker process with a time limit: past it the process is killed and replaced, and only that one file is lost.
+"""
+
+import contextlib
+import faulthandler
+import hashlib
+import multiprocessing
+import multiprocessing.forkserver
+import os
+import queue
+import signal
+import struct
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import torch
+from transformers import AutoProcessor
+
+from examples.extraction.files import sha256_of
+from examples.extraction.inputs import Item, kind_of
+from examples.extraction.limits import SampleLimits, with_command_line_advice
+
+
+STARTUP_SECONDS = 300.0
+# How long a worker that lost its parent may still hang.
+ORPHAN_SECONDS = 60.0
+# What reading a damaged file raises; anything else ends the worker, which loses the file just the same.
+DECODE_ERRORS = (
+    *(OSError, ValueError, TypeError, RuntimeError, SyntaxError, EOFError, MemoryError, struct.error),
+    PIL.Image.DecompressionBombError,
+)
+# Imported once, by the server that workers are forked from, so that a killed one is replaced in milliseconds.
+PRELOADED = ("numpy", "PIL.Image", "torch", "transformers.models.auto.processing_auto", "transformers.video_utils")
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """How files become inputs of the packing model.
+
+    Attributes:
+        limits: of a sample.
+        video_backend: see the processor; `None`: decord, then PyAV.
+    """
+
+    model_path: str
+    revision: str | None = None
+    limits: SampleLimits = SampleLimits()
+    video_backend: str | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One sample as the processor makes it: `pixel_values` `(tokens, 3 * P * P)`, `patch_positions` `(tokens, 3)`."""
+
+    pixel_values: np.ndarray
+    patch_positions: np.ndarray
+    grid_thw: list[int]
+    report: dict
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a file gave no sample."""
+
+    error: str
+
+
+def pixels_digest(pixel_values: np.ndarray) -> str:
+    """SHA-256 of the pixels that go into a model, float32 in memory order."""
+    return hashlib.sha256(np.ascontiguousarray(pixel_values, dtype="<f4")).hexdigest()
+
+
+def decode(processor, item: Item, options: DecodeOptions) -> Decoded:
+    """Reads one file.
+
+    Raises:
+        OSError, ValueError, TypeError, RuntimeError: as the processor does.
+    """
+    kind = kind_of(item)
+    limit = options.limits.arguments()
+    if kind == "image":
+        batch = processor(images=[item.path], return_tensors="np", return_metadata=True, **limit)
+    else:
+        batch = processor(
+            videos=[item.path],
+            num_frames=item.num_frames,
+            video_backend=options.video_backend,
+            return_tensors="np",
+            return_metadata=True,
+            **limit,
+        )
+    (report,) = batch["metadata"]
+    hashes = {"sha256": sha256_of(Path(item.path)), "pixels_sha256": pixels_digest(batch["pixel_values"])}
+    grid = batch["grid_thw"][0].tolist()
+    return Decoded(batch["pixel_values"], batch["patch_positions"], grid, {**report, **hashes})
+
+
+def _serve(connection: Connection, options: DecodeOptions, timeout: float) -> None:
+    """The life of a worker: loads the processor, then answers one file after another until the parent is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    torch.set_num_threads(1)
+    options.limits.apply_to_pillow()
+    try:
+        processor = AutoProcessor.from_pretrained(
+            options.model_path, trust_remote_code=True, revision=options.revision
+        )
+    except (OSError, ValueError, ImportError) as error:
+        connection.send(Failure(f"{options.model_path}: the processor does not load: {error}"))
+        return
+    connection.send(None)
+    with open(os.devnull, "w") as nowhere:
+        while True:
+            try:
+                item = connection.recv()
+            except (EOFError, ConnectionError):
+                return
+            # A thread outside Python's lock: it ends this process even if the parent is no longer there to do so.
+            faulthandler.dump_traceback_later(timeout + ORPHAN_SECONDS, exit=True, file=nowhere)
+            try:
+                answer = decode(processor, item, options)
+            except DECODE_ERRORS as error:
+                answer = Failure(_message(error))
+            faulthandler.cancel_dump_traceback_later()
+            try:
+                connection.send(answer)
+            except (BrokenPipeError, ConnectionError):
+                return
+
+
+def _message(error: BaseException) -> str:
+    text = with_command_line_advice(str(error)).strip()
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+class _Worker:
+    """A process that reads files, and what it is doing."""
+
+    def __init__(self, context, options: DecodeOptions, timeout: float):
+        self.connection, other_end = context.Pipe()
+        self.process = context.Process(target=_serve, args=(other_end, options, timeout), daemon=True)
+        self.process.start()
+        other_end.close()
+        self.ready = False
+        self.item: Item | None = None
+        self.deadline = time.monotonic() + STARTUP_SECONDS
+
+    def give(self, item: Item, timeout: float) -> None:
+        self.item, self.deadline = item, time.monotonic() + timeout
+        # A process that has just died is noticed when its answer is read.
+        with contextlib.suppress(BrokenPipeError, ConnectionError):
+            self.connection.send(item)
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def start_server():
+    """Starts the process that workers are forked from, where the system has such; returns the context."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    multiprocessing.forkserver.ensure_running()
+    return context
+
+
+class DecoderPool:
+    """Reads files in `workers` processes, each file for at most `timeout` seconds.
+
+    At most `2 * workers` samples wait for the model, so memory does not grow with the run.
+
+        with DecoderPool(options, workers=2, timeout=60) as pool:
+            for item, answer in pool.results(items): ...
+    """
+
+    def __init__(self, options: DecodeOptions, workers: int, timeout: float):
+        self._options, self._timeout, self._count = options, timeout, workers
+        self._context = start_server()
+        self._workers: list[_Worker] = []
+        self._finished: queue.Queue = queue.Queue(maxsize=workers)
+        self._stopping = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "DecoderPool":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self._stopping.set()
+        if self._thread is not None:
+            self._thread.join()
+        for worker in self._workers:
+            worker.kill()
+
+    def results(self, items: Iterable[Item]) -> Iterator[tuple[Item, Decoded | Failure]]:
+        """Every item with what became of it, in the order of `items`. To be called once.
+
+        Raises:
+            RuntimeError: if no worker can start.
+        """
+        self._thread = threading.Thread(target=self._dispatch, args=(items,), daemon=True)
+        self._thread.start()
+        while (answer := self._finished.get()) is not None:
+            if isinstance(answer, BaseException):
+                raise answer
+            yield answer
+
+    def _dispatch(self, items: Iterable[Item]) -> None:
+        """Runs beside the model: hands out items, collects answers, kills what takes too long."""
+        try:
+            self._workers = [self._new_worker() for _ in range(self._count)]
+            self._hand_out(iter(items))
+            self._put(None)
+        except (RuntimeError, OSError) as error:
+            self._put(error)
+
+    def _hand_out(self, items: Iterator[Item]) -> None:
+        order: deque[Item] = deque()
+        answers: dict[int, Decoded | Failure] = {}
+        exhausted = False
+        while not self._stopping.is_set():
+            for worker in self._workers:
+                if worker.ready and worker.item is None and not exhausted and len(order) < 2 * self._count:
+                    item = next(items, None)
+                    exhausted = item is None
+                    if not exhausted:
+                        order.append(item)
+                        worker.give(item, self._timeout)
+            if not order and exhausted:
+                return
+            for index in range(len(self._workers)):
+                self._attend(index, answers)
+            while order and order[0].index in answers:
+                item = order.popleft()
+                self._put((item, answers.pop(item.index)))
+            wait([worker.connection for worker in self._workers if worker.item or not worker.ready], timeout=0.2)
+
+    def _attend(self, index: int, answers: dict[int, Decoded | Failure]) -> None:
+        """Takes a worker's message, or gives up on the worker."""
+        worker = self._workers[index]
+        # The message comes first: a worker may have finished long ago, while the model was busy.
+        if worker.connection.poll():
+            try:
+                message = worker.connection.recv()
+            except (EOFError, ConnectionError):
+                worker.process.join()
+                self._replace(
+                    index, f"the process that read it ended with exit code {worker.process.exitcode}", answers
+                )
+                return
+            if not worker.ready:
+                if isinstance(message, Failure):
+                    raise RuntimeError(message.error)
+                worker.ready = True
+            else:
+                answers[worker.item.index], worker.item = message, None
+        elif (worker.item or not worker.ready) and time.monotonic() > worker.deadline:
+            self._replace(index, f"reading it took longer than {self._timeout:g} seconds (--decode_timeout)", answers)
+
+    def _replace(self, index: int, reason: str, answers: dict[int, Decoded | Failure]) -> None:
+        worker = self._workers[index]
+        worker.kill()
+        if not worker.ready:
+            raise RuntimeError(f"a process that reads files did not start: exit code {worker.process.exitcode}.")
+        if worker.item is not None:
+            answers[worker.item.index] = Failure(reason)
+        self._workers[index] = self._new_worker()
+
+    def _new_worker(self) -> _Worker:
+        return _Worker(self._context, self._options, self._timeout)
+
+    def _put(self, answer) -> None:
+        while not self._stopping.is_set():
+            with contextlib.suppress(queue.Full):
+                self._finished.put(answer, timeout=0.2)
+                return

@@ -1,0 +1,74 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Hashes of files, files that are never seen half written, and folders that one run writes at a time."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from conversion.common import files as shared_files
+from conversion.common.json_files import check_shape  # noqa: F401
+from examples.extraction.limits import DEFAULT_LIMITS, FileLimits, check_bytes
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of a folder of frames."""
+    digest = hashlib.sha256()
+    for file in sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]:
+        if path.is_dir():
+            digest.update(file.name.encode())
+        with open(file, "rb") as stream:
+            for block in iter(lambda: stream.read(1 << 20), b""):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def write_atomically(path: Path, write: Callable) -> None:
+    """Calls `write(stream)` on a file beside `path`, then gives it that name, so that no file is ever half written."""
+    beside = path.with_name(f".{path.name}.partial")
+    with open(beside, "wb") as stream:
+        write(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(beside, path)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Makes `folder` and keeps other runs out of it. What a killed run leaves, `.lock`, holds nobody up.
+
+    Raises:
+        ValueError: if another process holds it.
+        OSError: if the folder cannot be written to.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    held = f"--output_dir {folder} is being written by another run. Wait for it, or give another folder."
+    with shared_files.exclusive(folder / ".lock", ValueError(held)):
+        yield
+
+
+def write_json(path: Path, value) -> None:
+    """Writes JSON, atomically."""
+    text = json.dumps(value, indent=2, default=str) + "\n"
+    write_atomically(path, lambda stream: stream.write(text.encode()))
+
+
+def read_json(path: Path, limits: FileLimits = DEFAULT_LIMITS) -> dict:
+    """Reads a JSON object.
+
+    Raises:
+        ValueError: if the file is missing, over `max_json_bytes`, or holds none.
+    """
+    if path.is_file():
+        check_bytes(path, path.stat().st_size, limits, "max_json_bytes")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: no such file. Run examples/extract_features.py first.") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not readable as JSON ({error}). Extract again.") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}. Extract again.")
+    return value

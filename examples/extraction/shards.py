@@ -1,0 +1,210 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Features on disk: shards of tensors, and an index that says where each sample's are.
+
+    metadata.json           what was run: inputs, models, settings, versions
+    index.jsonl             one line per sample: id, shard, keys, grid, frames, hashes (index.parquet if asked for)
+    failures.jsonl          one line per file that gave no sample: id, path, error
+    shards/00000.*          the tensors of a run of consecutive inputs, and a .jsonl that says the shard is complete
+
+A shard's tensors are written first and its `.jsonl` last, each under its name only when whole. So a run that is killed
+at any moment leaves complete shards, and files that nobody reads.
+"""
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from examples.extraction.files import check_shape, write_atomically
+from examples.extraction.limits import DEFAULT_LIMITS, FileLimits, LimitError, read_npz
+
+
+INDEX_FILE, FAILURES_FILE, PARQUET_FILE, SHARDS_FOLDER = "index.jsonl", "failures.jsonl", "index.parquet", "shards"
+FORMATS = ("safetensors", "npz")
+_HEADER = {"files": {str: int}}
+_RECORD = {"id": str, "tokens": int, "keys": {str: str}}
+_FAILURE = {"error": str}
+# A shard's tensors are in memory until they are written; past this size they go to one more file.
+MAX_FILE_BYTES = 256 * 2**20
+
+
+def shard_path(folder: Path, shard: int) -> Path:
+    """The file that says that a shard is complete."""
+    return folder / SHARDS_FOLDER / f"{shard:05d}.jsonl"
+
+
+class ShardWriter:
+    """Collects the samples of one shard.
+
+    Args:
+        folder: of the run.
+        file_format: `safetensors` or `npz`; the latter has no bfloat16.
+    """
+
+    def __init__(self, folder: Path, shard: int, file_format: str, max_file_bytes: int = MAX_FILE_BYTES):
+        self._folder, self._shard, self._format, self._limit = folder, shard, file_format, max_file_bytes
+        self._tensors: dict[str, torch.Tensor] = {}
+        self._bytes = 0
+        self._files: dict[str, int] = {}
+        self._records: list[dict] = []
+        (folder / SHARDS_FOLDER).mkdir(parents=True, exist_ok=True)
+
+    def add(self, index: int, record: dict, features: dict[str, torch.Tensor]) -> None:
+        """Adds a sample: what the index says of it, and its tensors by layer."""
+        keys = {layer: f"{index:08d}.{layer}" for layer in features}
+        # Copies: views of one pack would keep all of it in memory.
+        self._tensors.update({keys[layer]: tensor.clone() for layer, tensor in features.items()})
+        self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in features.values())
+        self._records.append({"index": index, **record, "shard": self._file_name(), "keys": keys})
+        if self._bytes >= self._limit:
+            self._write_tensors()
+
+    def fail(self, index: int, record: dict) -> None:
+        """Adds a file that gave no sample."""
+        self._records.append({"index": index, **record})
+
+    def finish(self) -> None:
+        """Writes what is left, and that the shard is complete."""
+        if self._tensors:
+            self._write_tensors()
+        header = {"shard": self._shard, "files": self._files}
+        lines = [header, *sorted(self._records, key=lambda record: record["index"])]
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        write_atomically(shard_path(self._folder, self._shard), lambda stream: stream.write(text.encode()))
+
+    def _file_name(self) -> str:
+        part = f"-{len(self._files)}" if self._files else ""
+        return f"{SHARDS_FOLDER}/{self._shard:05d}{part}.{self._format}"
+
+    def _write_tensors(self) -> None:
+        name = self._file_name()
+        if self._format == "npz":
+            arrays = {key: tensor.numpy() for key, tensor in self._tensors.items()}
+            write_atomically(self._folder / name, lambda stream: np.savez(stream, **arrays))
+        else:
+            content = save(self._tensors)
+            write_atomically(self._folder / name, lambda stream: stream.write(content))
+        self._files[name] = (self._folder / name).stat().st_size
+        self._tensors, self._bytes = {}, 0
+
+
+def read_shard(folder: Path, shard: int) -> Iterator[dict]:
+    """The header of a complete shard, then its records.
+
+    Raises:
+        ValueError: if the file is damaged.
+    """
+    path, shape = shard_path(folder, shard), _HEADER
+    with open(path, "rb") as stream:
+        for line in stream:
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}: not JSON ({error}). Remove it and run again, which continues.") from error
+            check_shape(value, _FAILURE if isinstance(value, dict) and "error" in value else shape, path)
+            # No file outside the folder, and none that no file system can hold.
+            names = value["files"] if shape is _HEADER and "error" not in value else ()
+            if any(name != f"{SHARDS_FOLDER}/{Path(name).name}" or len(name) > 200 for name in names):
+                raise ValueError(f"{path}: {max(names, key=len)[:80]!r} is no file in {SHARDS_FOLDER}/. Remove it.")
+            if value.get("tokens", 0) < 0:
+                raise ValueError(f"{path}: tokens is {value['tokens']}, below 0. Remove the file and run again.")
+            yield value
+            shape = _RECORD
+    if shape is _HEADER:
+        raise ValueError(f"{path} is empty. Remove it and run again, which continues.")
+
+
+def is_complete(folder: Path, shard: int) -> bool:
+    """Whether a shard and all of its files are there."""
+    if not shard_path(folder, shard).exists():
+        return False
+    header = next(read_shard(folder, shard))
+    return all(
+        (folder / name).is_file() and (folder / name).stat().st_size == size for name, size in header["files"].items()
+    )
+
+
+def merge_shards(folder: Path, shards: int, parquet: bool = False) -> dict[str, int]:
+    """Writes the index and the failures of all shards. Returns the counts of samples, failures and tokens.
+
+    Raises:
+        ImportError: for a Parquet index without pyarrow.
+    """
+    counts = {"samples": 0, "failures": 0, "tokens": 0}
+
+    def records(failed: bool) -> Iterator[dict]:
+        for shard in range(shards):
+            lines = read_shard(folder, shard)
+            next(lines)
+            yield from (record for record in lines if ("error" in record) == failed)
+
+    def write_index(stream) -> None:
+        for record in records(failed=False):
+            counts["samples"] += 1
+            counts["tokens"] += record["tokens"]
+            stream.write((json.dumps(record) + "\n").encode())
+
+    def write_failures(stream) -> None:
+        for record in records(failed=True):
+            counts["failures"] += 1
+            stream.write((json.dumps(record) + "\n").encode())
+
+    write_atomically(folder / FAILURES_FILE, write_failures)
+    if parquet:
+        write_atomically(folder / PARQUET_FILE, lambda stream: _write_parquet(stream, records(failed=False)))
+    write_atomically(folder / INDEX_FILE, write_index)
+    return counts
+
+
+def import_pyarrow():
+    """pyarrow, or an ImportError that says how to get it."""
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ImportError("--index parquet needs pyarrow (pip install pyarrow).") from error
+    return pyarrow
+
+
+def _write_parquet(stream, records: Iterator[dict]) -> None:
+    pa = import_pyarrow()
+    integers = pa.list_(pa.int64())
+    columns = {
+        **{name: pa.string() for name in ("id", "path", "kind", "shard", "decoder", "sha256", "pixels_sha256")},
+        **{name: pa.int64() for name in ("index", "tokens", "width", "height")},
+        **{name: integers for name in ("grid_thw", "frame_indices", "temporal_positions")},
+        "timestamps": pa.list_(pa.float64()),
+        "keys": pa.map_(pa.string(), pa.string()),
+    }
+    schema = pa.schema(columns)
+    with pa.parquet.ParquetWriter(stream, schema) as writer:
+        while rows := [record for _, record in zip(range(10_000), records, strict=False)]:
+            rows = [{**record, "keys": list(record["keys"].items())} for record in rows]
+            writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def load_tensor(folder: Path, record: dict, layer: str, limits: FileLimits = DEFAULT_LIMITS) -> np.ndarray:
+    """One sample's features of one layer: `(t, h, w, C)`, or `(C,)` for the pooler; bfloat16 comes as float32.
+
+    Args:
+        record: the sample's line of the index.
+
+    Raises:
+        ValueError: if the shard is missing, damaged or too large.
+    """
+    key, path = record["keys"][layer], folder / record["shard"]
+    try:
+        if path.suffix == ".npz":
+            return read_npz(path, limits, [key])[key]
+        with safe_open(path, framework="pt") as shard:
+            tensor = shard.get_tensor(key)
+    except LimitError:
+        raise
+    except (SafetensorError, ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path}: {key} cannot be read from it ({error}). Extract again.") from error
+    return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()

@@ -1,0 +1,85 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Tiny converted folders with a verification report written by hand, ready to be published."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import torch
+
+from conversion.checkpoints.model_folder_writer import ConversionRequest, convert_folder
+from conversion.common.metrics import compare
+from conversion.common.model_folder import model_file_names
+from conversion.source.peaked_weights import peaked_state_dict
+from tests.conversion.weights import tiny_config
+
+
+def converted_folder(folder: Path, layout: str = "dense", seed: int = 0, **request) -> Path:
+    """A model folder of two layers, converted from peaked random weights."""
+    checkpoint = folder.with_name(f"{folder.name}.pt")
+    torch.save(peaked_state_dict(tiny_config(), seed), checkpoint)
+    convert_folder(ConversionRequest(str(checkpoint), layout, folder, num_attention_heads=2, **request))
+    return folder
+
+
+def sha256_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    return {name: sha256_of((folder / name).read_bytes()) for name in model_file_names(folder)}
+
+
+def report_of(folder: Path, verdict: str = "PASS") -> dict:
+    """A report on the files of `folder` as they are, with the fields of a real one."""
+    metrics = compare(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 2.000001]])).to_dict()
+    wrong = compare(torch.tensor([[2.0, 1.0]]), torch.tensor([[1.0, 2.0]])).to_dict()
+    config = json.loads((folder / "config.json").read_text())
+    case = {
+        "name": "image_448",
+        "description": "one image",
+        "dtype": "float32",
+        "result": verdict if verdict == "FAIL" else "PASS",
+        "arrays": {"last_hidden_state": metrics, "pooler_output": metrics, "hidden_states": [metrics, wrong, metrics]},
+        "first_diverging": None,
+        "reasons": [],
+        "seconds": 0.1,
+    }
+    control = {
+        "name": "height_width_swapped",
+        "description": "positions (t, w, h) for (t, h, w)",
+        "case": "image_448",
+        "kind": "structural",
+        "detected": True,
+        "weights": "converted",
+        "metrics": wrong,
+        "reasons": ["min cosine"],
+    }
+    return {
+        "schema_version": 1,
+        "verdict": verdict,
+        "created": "2026-11-23T12:00:00+00:00",
+        "model": {"layout": "dense", "config": config, "files": file_hashes(folder)},
+        "source": {"location": "backbone.pt", "layout": "source", "sha256": {"backbone.pt": "a" * 64}, "config": {}},
+        "environment": {"python": "3.11.7", "torch": "2.13.0", "transformers": "5.23.0", "threads": 1},
+        "inputs": {"image_448": {"description": "one | image", "grids": [[1, 32, 32]], "sha256": "b" * 64}},
+        "bounds": {"float32": {"min_cosine": 0.99999999, "relative_error": 1e-5, "max_abs": None}},
+        "cases": [case],
+        "controls": [control],
+        "margins": {},
+        "taken_on_trust": "2 attention heads.",
+        "notes": ["The weights hide nothing."],
+        "seconds": 1.0,
+    }
+
+
+def write_report(folder: Path, report: dict | None = None) -> Path:
+    report = report_of(folder) if report is None else report
+    (folder / "verification.json").write_text(json.dumps(report))
+    (folder / "VERIFICATION.md").write_text(f"# Verification: {report['verdict']}\n")
+    return folder
+
+
+def verified_folder(folder: Path, layout: str = "dense", seed: int = 0, **request) -> Path:
+    """A converted folder with a report that says PASS."""
+    return write_report(converted_folder(folder, layout, seed, **request))
