@@ -4,7 +4,6 @@
 Tensors are handed out one by one from memory-mapped files, so that converting never holds two copies of the weights.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -23,7 +22,7 @@ from conversion.checkpoints.readers import (
 )
 from conversion.checkpoints.rename_tables import LAYOUT_MARKERS
 from conversion.common.files import sha256_of_file
-from conversion.common.json_files import MAX_JSON_BYTES
+from conversion.common.json_files import MAX_JSON_BYTES, read_json_object
 
 
 KEY_PREFIXES = ("module.", "_orig_mod.")
@@ -200,21 +199,7 @@ def _shards(index: Path, max_json_bytes: int) -> tuple[list[Path], Iterable[str]
 
 
 def _read_json(path: Path, max_json_bytes: int) -> dict:
-    try:
-        size = path.stat().st_size
-        if size > max_json_bytes:
-            raise CheckpointError(
-                f"{path}: {size} bytes, more than max_json_bytes={max_json_bytes}, which no such file has. "
-                "Get it again."
-            )
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, CheckpointError):
-            raise
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, found a {type(content).__name__}.")
-    return content
+    return read_json_object(path, CheckpointError, advice="Get it again.", max_json_bytes=max_json_bytes)
 
 
 def _download(repo_id: str, revision: str | None) -> Path:

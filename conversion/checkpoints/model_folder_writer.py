@@ -5,7 +5,6 @@ Everything is made in a hidden folder beside the final one and renamed at the en
 folder is either absent or complete.
 """
 
-import json
 import os
 import shutil
 import tempfile
@@ -30,6 +29,7 @@ from conversion.checkpoints.convert import (
 from conversion.checkpoints.hub_configs import read_processor
 from conversion.checkpoints.source_config import AUTO
 from conversion.common.files import exclusive
+from conversion.common.json_files import read_json_object
 from conversion.source.encoder import SourceConfig
 from llava_vit_hf import LlavaViTImageProcessor, LlavaViTModel, LlavaViTPackingModel, LlavaViTProcessor
 
@@ -143,13 +143,7 @@ def stored_processor(checkpoint: Checkpoint) -> dict | None:
     path = checkpoint.files[0].parent / PROCESSOR_CONFIG
     if not path.is_file():
         return None
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON ({error}). Remove it to have one made.") from error
-    if not isinstance(stored, dict):
-        raise CheckpointError(f"{path} holds {type(stored).__name__}, expected a JSON object. Remove it.")
-    return stored
+    return read_json_object(path, CheckpointError, advice="Remove it to have one made.")
 
 
 @contextmanager

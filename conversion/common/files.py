@@ -1,10 +1,12 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
-"""Hashing and locking of files. Imports nothing heavy, so that publishing starts without torch."""
+"""Hashing, locking and atomic writing of files. Imports nothing heavy, so that publishing starts without torch."""
 
 import hashlib
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock, Timeout
 
@@ -16,6 +18,24 @@ def sha256_of_file(path: Path) -> str:
         while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Calls `write(stream)` on a file beside `path`, then gives it that name, so that no file is ever half written.
+
+    Raises:
+        OSError: if writing fails; what was at `path` is still there, and nothing is left beside it.
+    """
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        with open(beside, "wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 @contextmanager

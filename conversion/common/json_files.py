@@ -1,6 +1,8 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
-"""Whether parsed JSON from elsewhere has the fields that its reader takes for granted."""
+"""Reading JSON from elsewhere, and whether it has the fields that its reader takes for granted."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 
@@ -10,6 +12,40 @@ MAX_JSON_BYTES = 64 * 2**20
 NUMBER = (int, float)
 NONE = type(None)
 _NAMES = {dict: "an object", list: "a list", str: "text", int: "an integer", float: "a number", bool: "true or false"}
+
+
+def read_json_object(
+    path: Path,
+    error: type[ValueError] = ValueError,
+    missing: str = "",
+    advice: str = "Make it anew.",
+    max_json_bytes: int = MAX_JSON_BYTES,
+) -> dict:
+    """Reads a JSON object from a file.
+
+    Args:
+        error: what is raised.
+        missing: end of the message for a file that does not exist.
+        advice: end of the message for any other.
+        max_json_bytes: a larger file is not read.
+
+    Raises:
+        ValueError: or `error`, if the file is missing, too large, no JSON or no object.
+    """
+    try:
+        size = path.stat().st_size
+        if size > max_json_bytes:
+            raise error(f"{path}: {size} bytes, more than max_json_bytes={max_json_bytes}. {advice}")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{path} does not exist. {missing}".rstrip()) from None
+    except OSError as problem:
+        raise error(f"{path} cannot be read ({problem.strerror}). {advice}") from problem
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as problem:
+        raise error(f"{path} is not JSON ({problem}). {advice}") from problem
+    if not isinstance(value, dict):
+        raise error(f"{path} holds {_NAMES.get(type(value), 'null')}, expected a JSON object. {advice}")
+    return value
 
 
 def check_shape(value: Any, shape: Any, where: Any, error: type[ValueError] = ValueError, field: str = "") -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from conversion.common.files import sha256_of_file
-from conversion.common.json_files import MAX_JSON_BYTES, check_shape
+from conversion.common.json_files import MAX_JSON_BYTES, check_shape, read_json_object
 
 
 CONFIG = "config.json"
@@ -189,31 +189,10 @@ def content_name(folder: ModelFolder) -> str:
 
 
 def read_json(
-    path: Path, advice: str = "Expected a converted model folder.", max_json_bytes: int = MAX_JSON_BYTES
+    path: Path, missing: str = "Expected a converted model folder.", max_json_bytes: int = MAX_JSON_BYTES
 ) -> dict:
-    """Reads a JSON object.
-
-    Args:
-        advice: the end of the message for a missing file.
-        max_json_bytes: a larger file is an error.
-
-    Raises:
-        PublishInputError: if the file is missing or holds something else.
-    """
-    try:
-        size = path.stat().st_size
-        if size > max_json_bytes:
-            raise PublishInputError(f"{path}: {size} bytes, more than max_json_bytes={max_json_bytes}.")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise PublishInputError(f"{path} does not exist. {advice}") from None
-    except PublishError:
-        raise
-    except (ValueError, RecursionError) as error:
-        raise PublishInputError(f"{path} is not JSON: {error}.") from error
-    if not isinstance(data, dict):
-        raise PublishInputError(f"{path} holds a {type(data).__name__}, expected a JSON object.")
-    return data
+    """Reads a JSON object of a model folder, as `read_json_object`; what is raised is a `PublishInputError`."""
+    return read_json_object(path, PublishInputError, missing, max_json_bytes=max_json_bytes)
 
 
 def _read_text(path: Path) -> str:

@@ -2,9 +2,9 @@
 """The verification report: `verification.json` and the same as Markdown; and two reports compared."""
 
 import json
-import os
 from pathlib import Path
 
+from conversion.common.files import write_atomically
 from conversion.common.json_files import MAX_JSON_BYTES, NONE, NUMBER, check_shape
 from conversion.common.model_folder import read_json
 from conversion.verification.verify import MARKDOWN_FILE, PASS, PEAKED, REPORT_FILE, SCHEMA_VERSION
@@ -39,9 +39,7 @@ def write_report(report: dict, folder: Path) -> None:
     """Writes both forms into `folder`, each beside its place and then renamed."""
     texts = {REPORT_FILE: json.dumps(report, indent=1) + "\n", MARKDOWN_FILE: markdown_report(report)}
     for name, text in texts.items():
-        beside = Path(folder) / f".{name}.partial"
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, Path(folder) / name)
+        write_atomically(Path(folder) / name, lambda stream, text=text: stream.write(text.encode()))
 
 
 def read_report(folder: Path, max_json_bytes: int = MAX_JSON_BYTES) -> dict:

@@ -21,6 +21,7 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from conversion.checkpoints.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
+from conversion.common.files import write_atomically  # noqa: E402
 from conversion.common.metrics import Bounds, compare  # noqa: E402
 from conversion.source.encoder import SourceConfig, SourceEncoder  # noqa: E402
 from conversion.verification.cases import (  # noqa: E402
@@ -309,9 +310,7 @@ def main() -> int:
     job = json.loads(Path(job_file).read_text(encoding="utf-8"))
     torch.manual_seed(0)
     outcome = Worker(job).run()
-    temporary = Path(f"{outcome_file}.partial")
-    temporary.write_text(json.dumps(outcome), encoding="utf-8")
-    os.replace(temporary, outcome_file)
+    write_atomically(Path(outcome_file), lambda stream: stream.write(json.dumps(outcome).encode()))
     return 0
 
 

@@ -3,13 +3,13 @@
 
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from conversion.common import files as shared_files
-from conversion.common.json_files import check_shape  # noqa: F401
+from conversion.common.files import write_atomically
+from conversion.common.json_files import check_shape, read_json_object  # noqa: F401
 from examples.extraction.limits import DEFAULT_LIMITS, FileLimits, check_bytes
 
 
@@ -23,16 +23,6 @@ def sha256_of(path: Path) -> str:
             for block in iter(lambda: stream.read(1 << 20), b""):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def write_atomically(path: Path, write: Callable) -> None:
-    """Calls `write(stream)` on a file beside `path`, then gives it that name, so that no file is ever half written."""
-    beside = path.with_name(f".{path.name}.partial")
-    with open(beside, "wb") as stream:
-        write(stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(beside, path)
 
 
 @contextmanager
@@ -63,12 +53,9 @@ def read_json(path: Path, limits: FileLimits = DEFAULT_LIMITS) -> dict:
     """
     if path.is_file():
         check_bytes(path, path.stat().st_size, limits, "max_json_bytes")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: no such file. Run examples/extract_features.py first.") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as JSON ({error}). Extract again.") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(value).__name__}. Extract again.")
-    return value
+    return read_json_object(
+        path,
+        missing="Run examples/extract_features.py first.",
+        advice="Extract again.",
+        max_json_bytes=limits.max_json_bytes,
+    )

@@ -82,7 +82,7 @@ def test_faults_fail(mine, verify, change, reason):
     [
         ("features_hf.npz", None, "features_hf.npz: no such file"),
         ("features_packing.npz", b"PK nonsense", "not a readable .npz"),
-        ("metadata.json", b"{", "not readable as JSON"),
+        ("metadata.json", b"{", "is not JSON"),
         ("metadata.json", b'{"dtype": "float8"}', "the field dtype"),
     ],
 )
@@ -195,7 +195,10 @@ def test_through_the_hub(four_arguments, four_features, tmp_path):
         commit = output.split("/commit/")[1].split()[0]
 
         change_arrays(published, "features_hf.npz", lambda arrays: arrays.pop("image1"))
-        later = [sys.executable, "-c", "import sys, publishing as p; p.publish(p.Path(sys.argv[1]), 'user/model')"]
+        program = (
+            "import sys; from examples.extraction import publishing as p; p.publish(p.Path(sys.argv[1]), 'user/model')"
+        )
+        later = [sys.executable, "-c", program]
         subprocess.run([*later, str(published)], env={**writer, "PYTHONPATH": str(ROOT)}, check=True)
         reader = environment(**hub.client_environment(tmp_path / "reader"))
         arguments = ["--features_dir", four_features, "--reference"]

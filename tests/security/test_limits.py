@@ -10,7 +10,6 @@ import threading
 import zipfile
 from pathlib import Path
 
-import inputs as inputs_module
 import numpy as np
 import PIL.Image
 import pytest
@@ -20,6 +19,7 @@ from conversion.checkpoints.checkpoint import CheckpointError, read_checkpoint
 from conversion.verification.report import read_report
 from examples import verify_features
 from examples.extract_features import build_parser, check_options, parse_arguments
+from examples.extraction import inputs as inputs_module
 from examples.extraction.decoding import DecodeOptions, decode
 from examples.extraction.feature_sets import load_features, load_index, load_metadata
 from examples.extraction.inputs import Item, collect_inputs
@@ -232,7 +232,7 @@ class TestFiles:
         with pytest.raises(ValueError, match=r"metadata\.json: 20 bytes, more than max_json_bytes=19"):
             load_metadata(tmp_path, limits(max_json_bytes=19))
         path.write_text("[" * 100_000)
-        with pytest.raises(ValueError, match=r"metadata\.json: not readable"):
+        with pytest.raises(ValueError, match=r"metadata\.json is not JSON"):
             load_metadata(tmp_path)
 
     @pytest.mark.parametrize("name", ["list.jsonl", "list.csv"])
