@@ -32,6 +32,8 @@ class Fault:
     leak: bool = False
 
 
+DTYPE_OF_KIND = {"structural": "float32", "numeric": "float64"}
+
 LEAK_CASE = Case("leak", "two images of 448x448", (image_sample(448, 448, 0.5), image_sample(448, 448, 9.0)))
 
 

@@ -27,6 +27,7 @@ from conversion.common.files import sha256_of_file
 from conversion.common.model_folder import model_file_names
 from conversion.source.encoder import SourceConfig
 from conversion.source.peaked_weights import peaked_state_dict
+from conversion.verification.faults import DTYPE_OF_KIND
 
 
 SCHEMA_VERSION = 1
@@ -190,7 +191,7 @@ def margins(outcome: dict) -> dict:
         By kind: the nearest fault's name and relative error, and the worst of the model's on the same weights.
     """
     margins = {}
-    for kind, dtype in (("structural", "float32"), ("numeric", "float64")):
+    for kind, dtype in DTYPE_OF_KIND.items():
         controls = [
             control
             for control in outcome["controls"]

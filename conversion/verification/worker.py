@@ -11,7 +11,9 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -20,8 +22,9 @@ sys.modules["llava_vit_hf"] = None
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from conversion.checkpoints.checkpoint import Checkpoint, read_checkpoint  # noqa: E402
+from conversion.checkpoints.checkpoint import read_checkpoint  # noqa: E402
 from conversion.common.files import write_atomically  # noqa: E402
+from conversion.common.json_files import read_json_object  # noqa: E402
 from conversion.common.metrics import Bounds, compare  # noqa: E402
 from conversion.source.encoder import SourceConfig, SourceEncoder  # noqa: E402
 from conversion.verification.cases import (  # noqa: E402
@@ -34,7 +37,8 @@ from conversion.verification.cases import (  # noqa: E402
     multi_tokens,
 )
 from conversion.verification.double_precision import in_double  # noqa: E402
-from conversion.verification.faults import FAULTS, LEAK_CASE, Fault  # noqa: E402
+from conversion.verification.faults import DTYPE_OF_KIND, FAULTS, LEAK_CASE, Fault  # noqa: E402
+from conversion.verification.findings import Finding, outcome_of, sound  # noqa: E402
 from conversion.verification.folder_checks import (  # noqa: E402
     DEFAULT_CLIP,
     DEFAULT_IMAGE,
@@ -61,239 +65,277 @@ from conversion.verification.oracle_weights import oracle_weights  # noqa: E402
 SCALES = (1.0, 0.75, 0.5, 0.35, 0.25)
 # The biggest pack may take this share of the time budget and of the free memory.
 SHARE = 0.5
+STOPPED = "The model failed, so planted faults, the biggest pack and bfloat16 were left out."
 
 
-class Worker:
-    """Runs a job and keeps what it found.
+@dataclass(frozen=True)
+class Job:
+    """What there is to verify, opened: a folder, the oracle on its source's weights, the inputs, the faults.
 
-    Args:
-        job: `folder`, `weights`, `revision`, `source_config`, `stored_dtype`, `attn_implementation`, `time_budget`
-            (seconds), and `only_controls`, names of the faults to try, or None for the whole verification.
+    Attributes:
+        source_processor: the source's own processor configuration; empty if it has none.
+        whole: whether everything is checked, or no more than the given faults and what they are compared with.
+        time_budget: seconds.
+        parent: the process that asked for it.
     """
 
-    def __init__(self, job: dict):
-        self.job = job
-        self.folder = Path(job["folder"])
-        self.config = SourceConfig(**job["source_config"])
-        self.checkpoint: Checkpoint = read_checkpoint(job["weights"], job["revision"])
-        weights = oracle_weights(self.checkpoint, getattr(torch, job["stored_dtype"]))
-        self.oracle = SourceEncoder.from_state_dict(self.config, weights)
-        self.cases = {case.name: case for case in build_cases(self.config.patch_size)}
-        self.found = {"cases": [], "controls": [], "inputs": {}, "notes": [], "bounds": {}}
-        self.whole = job["only_controls"] is None
-        self.faults = [fault for fault in FAULTS if self.whole or fault.name in job["only_controls"]]
-        # The parent shows standard output as progress and keeps standard error for the case of a failure.
-        total = len(self.faults) + (len(self.cases) + 9 if self.whole else 5)
-        name = self.folder.name.lstrip(".").split(".partial")[0]
-        self.bar = tqdm(total=total, desc=f"verify {name}", unit="check", file=sys.stdout)
-
-    def run(self) -> dict:
-        self.check_epsilons()
-        model = self.load(torch.float32)
-        self.run_float64(model)
-        self.run_float32(model)
-        if self.whole:
-            self.check_processor(model)
-            self.check_reload(model)
-        if self.failed:
-            self.found["notes"].append(
-                "The model failed, so planted faults, the biggest pack and bfloat16 were left out."
-            )
-        elif self.whole:
-            self.run_multi(model)
-            del model
-            self.run_bfloat16()
-        self.bar.close()
-        return self.found
-
-    @property
-    def failed(self) -> bool:
-        return any(case["result"] == "FAIL" for case in self.found["cases"])
+    folder: Path
+    attn_implementation: str
+    config: SourceConfig
+    oracle: SourceEncoder
+    source_processor: dict
+    cases: dict[str, Case]
+    faults: tuple[Fault, ...]
+    whole: bool
+    time_budget: float
+    parent: int
+    bar: tqdm
 
     def load(self, dtype: torch.dtype) -> ModelUnderTest:
-        return ModelUnderTest(self.folder, dtype, self.job["attn_implementation"])
+        return ModelUnderTest(self.folder, dtype, self.attn_implementation)
 
     def expected(self, name: str) -> list[SampleOutput]:
+        """What the oracle makes of a case."""
         return list(oracle_outputs(self.oracle, self.cases[name], self.config.patch_size))
 
-    def check_epsilons(self) -> None:
-        started = time.monotonic()
-        reasons, notes = epsilon_reasons(self.folder, self.config)
-        case = Case("epsilons", "epsilons of config.json are those of the source", (), tuple(notes))
-        self.record(case, "none", Judgement({}, reasons, None), started)
 
-    def run_float64(self, model: ModelUnderTest) -> None:
-        """The sharpest comparison, the numeric controls, and how much the oracle itself rounds in float32."""
-        expected = {}
-        with in_double(self.oracle), in_double(model.model):
-            for name in (IMAGE, VIDEO) if self.whole else (IMAGE,):
-                started = time.monotonic()
-                expected[name] = self.expected(name)
-                bounds = uniform_bounds(expected[name][0].arrays(), FLOAT64)
-                self.record(
-                    self.cases[name],
-                    "float64",
-                    judge_case(model.run(self.cases[name]), expected[name], bounds),
-                    started,
-                )
-            for fault in self.faults:
-                if fault.kind == "numeric" and not self.failed:
-                    self.try_fault(model, fault, self.cases[fault.case], expected[fault.case], bounds)
-        self.found["bounds"]["float64"] = FLOAT64.to_dict()
-        self.expected32 = {IMAGE: self.expected(IMAGE)}
-        rounded, exact = self.expected32[IMAGE][0].arrays(), expected[IMAGE][0].arrays()
-        self.bounds = float32_bounds({name: compare(rounded[name], exact[name]).relative_error for name in exact})
-        self.found["bounds"]["float32"] = summary_of_bounds(self.bounds)
-        self.found["bounds"]["pixels"] = PIXELS.to_dict()
+def open_job(request: dict) -> Job:
+    """Opens what a request names.
 
-    def run_float32(self, model: ModelUnderTest) -> None:
-        """The verdict on all cases but the biggest, and the structural controls."""
-        for name in self.cases if self.whole else (IMAGE, VIDEO, MIXED):
+    Args:
+        request: `folder`, `weights`, `revision`, `source_config`, `stored_dtype`, `attn_implementation`,
+            `time_budget`, `parent`, and `only_controls`, names of the faults to try, or None for the whole
+            verification.
+    """
+    folder, only = Path(request["folder"]), request["only_controls"]
+    config = SourceConfig(**request["source_config"])
+    checkpoint = read_checkpoint(request["weights"], request["revision"])
+    weights = oracle_weights(checkpoint, getattr(torch, request["stored_dtype"]))
+    cases = {case.name: case for case in build_cases(config.patch_size)}
+    faults = tuple(fault for fault in FAULTS if only is None or fault.name in only)
+    total = len(faults) + (len(cases) + 9 if only is None else 5)
+    name = folder.name.lstrip(".").split(".partial")[0]
+    return Job(
+        folder=folder,
+        attn_implementation=request["attn_implementation"],
+        config=config,
+        oracle=SourceEncoder.from_state_dict(config, weights),
+        source_processor=stored_processor(checkpoint.files) if checkpoint.config is not None else {},
+        cases=cases,
+        faults=faults,
+        whole=only is None,
+        time_budget=request["time_budget"],
+        parent=request["parent"],
+        # The parent shows standard output as progress and keeps standard error for the case of a failure.
+        bar=tqdm(total=total, desc=f"verify {name}", unit="check", file=sys.stdout),
+    )
+
+
+def run(job: Job) -> dict:
+    """Makes all checks, the sharpest first; once a case failed, only those that help to locate why."""
+    findings = [check_epsilons(job)]
+    model = job.load(torch.float32)
+    more, exact = run_float64(job, model, sound(findings))
+    findings += more
+    rounded = job.expected(IMAGE)
+    bounds = bounds_by_rounding(rounded[0], exact)
+    del exact
+    more, expected, image = run_float32(job, model, rounded, bounds)
+    # The oracle takes about as long for the image as the model.
+    image_seconds = 2 * more[0].seconds
+    findings += more
+    findings += try_faults(job, model, "structural", expected, bounds) if sound(findings) else []
+    judged_by = {"float64": FLOAT64.to_dict(), "float32": summary_of_bounds(bounds), "pixels": PIXELS.to_dict()}
+    if job.whole:
+        findings += check_processor(job, model)
+        findings.append(check_reload(job, model, image))
+    if sound(findings) and job.whole:
+        findings.append(run_multi(job, model, bounds, image_seconds))
+        del model
+        findings += run_bfloat16(job, expected)
+        judged_by["bfloat16"] = REPORTED.to_dict()
+    outcome = outcome_of(findings, job.config.patch_size, "converted" if job.whole else "peaked")
+    return outcome | {"notes": [] if sound(findings) else [STOPPED], "bounds": judged_by}
+
+
+def found(job: Job, started: float, case: Case, dtype: str, judgement: Judgement, **fields) -> Finding:
+    """The finding of a check that ends now; moves the progress bar on, unless nobody waits for it any more."""
+    finding = Finding(case, dtype, judgement, time.monotonic() - started, **fields)
+    told = f"fault {finding.fault.name}" if finding.fault else f"{case.name} {dtype} {finding.result}"
+    job.bar.set_postfix_str(told, refresh=False)
+    job.bar.update()
+    if os.getppid() != job.parent:
+        raise SystemExit("the process that asked for this verification is gone")
+    return finding
+
+
+def check_epsilons(job: Job) -> Finding:
+    started = time.monotonic()
+    reasons, notes = epsilon_reasons(job.folder, job.config)
+    case = Case("epsilons", "epsilons of config.json are those of the source", (), tuple(notes))
+    return found(job, started, case, "none", Judgement({}, reasons, None))
+
+
+def run_float64(job: Job, model: ModelUnderTest, passing: bool) -> tuple[list[Finding], SampleOutput]:
+    """The sharpest comparison, and the numeric faults.
+
+    Args:
+        passing: whether nothing failed before; a model that fails has no faults planted in it.
+
+    Returns:
+        What was found, and the oracle's exact outputs for the image.
+    """
+    findings, expected = [], {}
+    with in_double(job.oracle), in_double(model.model):
+        for name in (IMAGE, VIDEO) if job.whole else (IMAGE,):
             started = time.monotonic()
-            expected = self.expected32[IMAGE] if name == IMAGE else self.expected(name)
-            actual = model.run(self.cases[name])
-            self.record(self.cases[name], "float32", judge_case(actual, expected, self.bounds), started)
-            if name == IMAGE:
-                self.image_actual = actual
-                self.image_seconds = 2 * (time.monotonic() - started)
-            if name == VIDEO:
-                self.expected32[VIDEO] = expected
-        for fault in self.faults:
-            if fault.kind == "structural" and not self.failed:
-                case = LEAK_CASE if fault.leak else self.cases[fault.case]
-                self.try_fault(model, fault, case, self.expected32[IMAGE if fault.leak else fault.case], self.bounds)
+            expected[name] = job.expected(name)
+            bounds = uniform_bounds(expected[name][0].arrays(), FLOAT64)
+            judgement = judge_case(model.run(job.cases[name]), expected[name], bounds)
+            findings.append(found(job, started, job.cases[name], "float64", judgement))
+        if passing and sound(findings):
+            findings += try_faults(job, model, "numeric", expected, bounds)
+    return findings, expected[IMAGE][0]
 
-    def run_multi(self, model: ModelUnderTest) -> None:
-        """The biggest pack; sample by sample on the oracle's side, whose outputs are not kept."""
+
+def bounds_by_rounding(rounded: SampleOutput, exact: SampleOutput) -> dict[str, Bounds]:
+    """The bounds in float32, by how much the oracle itself rounds there."""
+    actual, expected = rounded.arrays(), exact.arrays()
+    return float32_bounds({name: compare(actual[name], expected[name]).relative_error for name in expected})
+
+
+def run_float32(
+    job: Job, model: ModelUnderTest, expected_image: list[SampleOutput], bounds: dict[str, Bounds]
+) -> tuple[list[Finding], dict[str, list[SampleOutput]], list[SampleOutput]]:
+    """The verdict on all cases but the biggest, the image first.
+
+    Args:
+        expected_image: what the oracle makes of the image.
+
+    Returns:
+        What was found, what the oracle makes of the image and the clip (more would fill memory), and what the model
+        makes of the image.
+    """
+    findings, expected, image = [], {IMAGE: expected_image}, []
+    for name in job.cases if job.whole else (IMAGE, VIDEO, MIXED):
         started = time.monotonic()
-        case = multi_case(self.config.patch_size, self.multi_scale())
-        expected = oracle_outputs(self.oracle, case, self.config.patch_size)
-        self.record(case, "float32", judge_case(model.run(case), expected, self.bounds), started)
+        outputs = expected_image if name == IMAGE else job.expected(name)
+        actual = model.run(job.cases[name])
+        judgement = judge_case(actual, outputs, bounds)
+        findings.append(found(job, started, job.cases[name], "float32", judgement))
+        if name == IMAGE:
+            image = actual
+        if name == VIDEO:
+            expected[VIDEO] = outputs
+    return findings, expected, image
 
-    def multi_scale(self) -> float:
-        """1, or less where time budget or memory is short."""
-        image_tokens = self.cases[IMAGE].tokens(self.config.patch_size)
-        for scale in SCALES:
-            tokens = multi_tokens(self.config.patch_size, scale)
-            seconds = self.image_seconds * self.work(tokens) / self.work(image_tokens)
-            values = (sum(tokens) + max(tokens)) * (self.config.num_hidden_layers + 2) * self.config.hidden_size
-            if seconds <= SHARE * self.job["time_budget"] and 4 * values <= SHARE * free_memory():
-                break
-        return scale
 
-    def work(self, tokens: list[int]) -> float:
-        """Multiplications of one layer for samples of these lengths."""
-        width, inner = self.config.hidden_size, self.config.intermediate_size
-        return sum(length * (4 * width**2 + 2 * width * inner) + 2 * length**2 * width for length in tokens)
-
-    def try_fault(self, model: ModelUnderTest, fault: Fault, case: Case, expected, bounds: dict[str, Bounds]) -> None:
+def try_faults(
+    job: Job, model: ModelUnderTest, kind: str, expected: dict[str, list[SampleOutput]], bounds: dict[str, Bounds]
+) -> list[Finding]:
+    """Plants the faults of a kind, one after another."""
+    findings = []
+    for fault in (fault for fault in job.faults if fault.kind == kind):
+        started = time.monotonic()
+        case = LEAK_CASE if fault.leak else job.cases[fault.case]
         with fault.plant(model.model) if fault.plant else nullcontext():
             outputs = model.run(case, edit_positions=fault.edit_positions, leak=fault.leak)
-        # Of a leak the first image is judged; the second is there to be leaked.
-        judgement = judge_case(outputs[:1] if fault.leak else outputs, expected, bounds)
-        self.describe(case)
-        self.found["controls"].append(
-            {
-                "name": fault.name,
-                "description": fault.description,
-                "case": case.name,
-                "kind": fault.kind,
-                "detected": judgement.tells_a_fault,
-                "weights": "converted" if self.whole else "peaked",
-                "metrics": judgement.metrics["last_hidden_state"],
-                "reasons": judgement.reasons,
-            }
-        )
-        self.advance(f"fault {fault.name}")
+        # Of a leak the first image is judged, that of the image case; the second is there to be leaked.
+        outputs, reference = (outputs[:1], IMAGE) if fault.leak else (outputs, fault.case)
+        judgement = judge_case(outputs, expected[reference], bounds)
+        findings.append(found(job, started, case, DTYPE_OF_KIND[kind], judgement, fault=fault))
+    return findings
 
-    def check_processor(self, model: ModelUnderTest) -> None:
-        """The processor as it is saved: resizing, cropping, and the sampling of frames."""
-        stored = stored_processor(self.checkpoint.files) if self.checkpoint.config is not None else {}
-        for case, compared in (
-            (DEFAULT_IMAGE, lambda: default_image_comparisons(model, stored)),
-            (DEFAULT_CLIP, lambda: default_clip_comparisons(model)),
-        ):
-            started = time.monotonic()
-            metrics, reasons = {}, []
-            for name, comparison, bounds in compared():
-                metrics[name] = {**comparison.to_dict(), "bounds": bounds.to_dict()}
-                reasons += [f"{name}: {reason}" for reason in bounds.check(comparison)]
-            self.record(
-                case, "float32", Judgement(metrics, reasons, reasons[0].split(":")[0] if reasons else None), started
-            )
 
-    def check_reload(self, first: ModelUnderTest) -> None:
-        """Saved again by `save_pretrained` and loaded from there: the same bits."""
+def check_processor(job: Job, model: ModelUnderTest) -> list[Finding]:
+    """The processor as it is saved: resizing, cropping, and the sampling of frames."""
+    findings = []
+    for case, compared in (
+        (DEFAULT_IMAGE, lambda: default_image_comparisons(model, job.source_processor)),
+        (DEFAULT_CLIP, lambda: default_clip_comparisons(model)),
+    ):
         started = time.monotonic()
-        case = self.cases[IMAGE]
-        notes = ()
-        with tempfile.TemporaryDirectory() as scratch:
-            needed = 1.1 * sum(parameter.nbytes for parameter in first.model.parameters())
-            if shutil.disk_usage(scratch).free > needed:
-                folder = Path(scratch)
-                first.model.save_pretrained(folder)
-                first.processor.save_pretrained(folder)
-            else:
-                folder, notes = self.folder, ("loaded twice, not saved again: temporary space is short",)
-            second = ModelUnderTest(folder, torch.float32, self.job["attn_implementation"])
-            bounds = dict.fromkeys(self.image_actual[0].arrays(), Bounds(max_abs=0.0))
-            judgement = judge_case(second.run(case), self.image_actual, bounds)
-            del second
-        case = Case("reload", "saved again and loaded from there: the same bits", case.samples, notes)
-        self.record(case, "float32", judgement, started)
-
-    def run_bfloat16(self) -> None:
-        """bfloat16 beside float32: reported, not judged."""
-        model = self.load(torch.bfloat16)
-        self.found["bounds"]["bfloat16"] = REPORTED.to_dict()
-        for name, expected in self.expected32.items():
-            started = time.monotonic()
-            bounds = uniform_bounds(expected[0].arrays(), REPORTED)
-            judgement = judge_case(model.run(self.cases[name]), expected, bounds)
-            self.record(self.cases[name], "bfloat16", judgement, started, reported=True)
-
-    def record(self, case: Case, dtype: str, judgement: Judgement, started: float, reported: bool = False) -> None:
-        arrays: dict = {"hidden_states": []}
-        for name, metrics in judgement.metrics.items():
-            if name.startswith("hidden_states["):
-                arrays["hidden_states"].append(metrics)
-            else:
-                arrays[name] = metrics
-        result = "REPORTED" if reported else "PASS" if judgement.passed else "FAIL"
-        self.describe(case)
-        self.found["cases"].append(
-            {
-                "name": case.name,
-                "description": case.description,
-                "dtype": dtype,
-                "result": result,
-                "arrays": arrays,
-                "first_diverging": judgement.first_diverging,
-                "reasons": judgement.reasons,
-                "notes": list(case.notes),
-                "seconds": round(time.monotonic() - started, 2),
-            }
-        )
-        self.advance(f"{case.name} {dtype} {result}")
-
-    def describe(self, case: Case) -> None:
-        if case.samples and case.name not in self.found["inputs"]:
-            self.found["inputs"][case.name] = {
-                "description": case.description,
-                "grids": [list(sample.grid(self.config.patch_size)) for sample in case.samples],
-                "sha256": case.sha256(),
-            }
-
-    def advance(self, done: str) -> None:
-        self.bar.set_postfix_str(done, refresh=False)
-        self.bar.update()
-        if os.getppid() != self.job["parent"]:
-            raise SystemExit("the process that asked for this verification is gone")
+        metrics, reasons = {}, []
+        for name, comparison, bounds in compared():
+            metrics[name] = {**comparison.to_dict(), "bounds": bounds.to_dict()}
+            reasons += [f"{name}: {reason}" for reason in bounds.check(comparison)]
+        judgement = Judgement(metrics, reasons, reasons[0].split(":")[0] if reasons else None)
+        findings.append(found(job, started, case, "float32", judgement))
+    return findings
 
 
-def judge_case(actual: list[SampleOutput], expected, bounds: dict[str, Bounds]) -> Judgement:
+def check_reload(job: Job, first: ModelUnderTest, image: list[SampleOutput]) -> Finding:
+    """Saved again by `save_pretrained` and loaded from there: the same bits.
+
+    Args:
+        image: the outputs of `first` on the image.
+    """
+    started = time.monotonic()
+    case, notes = job.cases[IMAGE], ()
+    with tempfile.TemporaryDirectory() as scratch:
+        needed = 1.1 * sum(parameter.nbytes for parameter in first.model.parameters())
+        if shutil.disk_usage(scratch).free > needed:
+            folder = Path(scratch)
+            first.model.save_pretrained(folder)
+            first.processor.save_pretrained(folder)
+        else:
+            folder, notes = job.folder, ("loaded twice, not saved again: temporary space is short",)
+        second = ModelUnderTest(folder, torch.float32, job.attn_implementation)
+        bounds = dict.fromkeys(image[0].arrays(), Bounds(max_abs=0.0))
+        judgement = judge_case(second.run(case), image, bounds)
+        # A mapped file in a folder that is about to go.
+        del second
+    case = Case("reload", "saved again and loaded from there: the same bits", case.samples, notes)
+    return found(job, started, case, "float32", judgement)
+
+
+def run_multi(job: Job, model: ModelUnderTest, bounds: dict[str, Bounds], image_seconds: float) -> Finding:
+    """The biggest pack; sample by sample on the oracle's side, whose outputs are not kept."""
+    started = time.monotonic()
+    case = multi_case(job.config.patch_size, multi_scale(job, image_seconds))
+    expected = oracle_outputs(job.oracle, case, job.config.patch_size)
+    judgement = judge_case(model.run(case), expected, bounds)
+    return found(job, started, case, "float32", judgement)
+
+
+def run_bfloat16(job: Job, expected: dict[str, list[SampleOutput]]) -> list[Finding]:
+    """bfloat16 beside float32: reported, not judged."""
+    model = job.load(torch.bfloat16)
+    findings = []
+    for name, outputs in expected.items():
+        started = time.monotonic()
+        bounds = uniform_bounds(outputs[0].arrays(), REPORTED)
+        judgement = judge_case(model.run(job.cases[name]), outputs, bounds)
+        findings.append(found(job, started, job.cases[name], "bfloat16", judgement, reported=True))
+    return findings
+
+
+def judge_case(actual: list[SampleOutput], expected: Iterable[SampleOutput], bounds: dict[str, Bounds]) -> Judgement:
     samples = [measure(ours.arrays(), theirs.arrays()) for ours, theirs in zip(actual, expected, strict=True)]
     return judge(samples, bounds)
+
+
+def multi_scale(job: Job, image_seconds: float) -> float:
+    """Of the biggest pack: 1, or less where time budget or memory is short.
+
+    Args:
+        image_seconds: what model and oracle take for the image.
+    """
+    config = job.config
+    image_tokens = job.cases[IMAGE].tokens(config.patch_size)
+    for scale in SCALES:
+        tokens = multi_tokens(config.patch_size, scale)
+        seconds = image_seconds * work(config, tokens) / work(config, image_tokens)
+        values = (sum(tokens) + max(tokens)) * (config.num_hidden_layers + 2) * config.hidden_size
+        if seconds <= SHARE * job.time_budget and 4 * values <= SHARE * free_memory():
+            break
+    return scale
+
+
+def work(config: SourceConfig, tokens: list[int]) -> float:
+    """Multiplications of one layer for samples of these lengths."""
+    width, inner = config.hidden_size, config.intermediate_size
+    return sum(length * (4 * width**2 + 2 * width * inner) + 2 * length**2 * width for length in tokens)
 
 
 def free_memory() -> int:
@@ -306,11 +348,12 @@ def free_memory() -> int:
 
 
 def main() -> int:
-    job_file, outcome_file = sys.argv[1:]
-    job = json.loads(Path(job_file).read_text(encoding="utf-8"))
+    job_file, outcome_file = map(Path, sys.argv[1:])
     torch.manual_seed(0)
-    outcome = Worker(job).run()
-    write_atomically(Path(outcome_file), lambda stream: stream.write(json.dumps(outcome).encode()))
+    job = open_job(read_json_object(job_file))
+    outcome = run(job)
+    job.bar.close()
+    write_atomically(outcome_file, lambda stream: stream.write(json.dumps(outcome).encode()))
     return 0
 
 
