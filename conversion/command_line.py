@@ -5,9 +5,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from conversion.checkpoints.checkpoint import Checkpoint
-from conversion.checkpoints.convert import CheckpointError
+from conversion.checkpoints.checkpoint import CheckpointError
 from conversion.checkpoints.model_folder_writer import ConversionRequest, convert_folder
+from conversion.checkpoints.source_config import Source
 from conversion.checkpoints.variants import VARIANTS
 from conversion.common.arguments import ArgumentParser
 from conversion.common.model_folder import PublishError, PublishInputError
@@ -98,17 +98,8 @@ def run_conversion(options: argparse.Namespace, layout: str, source_layout: str 
         source_layout=source_layout,
     )
 
-    def verify(folder: Path, checkpoint: Checkpoint) -> None:
-        report = verify_folder(
-            VerificationRequest(
-                folder=folder,
-                weights=request.weights,
-                model_name=request.model_name,
-                num_attention_heads=request.num_attention_heads,
-                revision=request.revision,
-                time_budget=options.time_budget,
-            )
-        )
+    def verify(folder: Path, source: Source) -> None:
+        report = verify_folder(VerificationRequest(folder, source, time_budget=options.time_budget))
         check_verdict(report, request.weights)
         write_report(report, folder)
 

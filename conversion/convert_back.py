@@ -9,7 +9,6 @@ weights cannot tell is printed: the number of attention heads and the epsilons.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -20,9 +19,12 @@ import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 
 from conversion.checkpoints.checkpoint import CheckpointError, read_checkpoint  # noqa: E402
-from conversion.checkpoints.convert import converted_state_dict, infer_source_config, table_between  # noqa: E402
+from conversion.checkpoints.convert import converted_state_dict  # noqa: E402
+from conversion.checkpoints.rename_tables import table_between  # noqa: E402
+from conversion.checkpoints.source_config import Source, read_source  # noqa: E402
 from conversion.command_line import add_output_arguments, check_verdict, run_conversion  # noqa: E402
 from conversion.common.arguments import ArgumentParser  # noqa: E402
+from conversion.common.files import appearing_when_complete  # noqa: E402
 from conversion.verification.verify import VerificationError, VerificationRequest, verify_folder  # noqa: E402
 
 
@@ -43,24 +45,23 @@ def write_checkpoint(options: argparse.Namespace) -> None:
         raise CheckpointError("--dtype is for --to dense; a checkpoint gets the bytes of the folder's weights.")
     if output.exists() and not options.overwrite:
         raise CheckpointError(f"{output} exists. Choose another name, remove it, or pass --overwrite.")
-    checkpoint = read_checkpoint(options.weights, options.revision)
-    config = infer_source_config(checkpoint)
-    weights = converted_state_dict(checkpoint, table_between(checkpoint.layout, "source"), config)
+    folder = read_source(options.weights, options.revision)
+    config = folder.config
+    weights = converted_state_dict(folder.checkpoint, table_between(folder.checkpoint.layout, "source"), config)
     output.parent.mkdir(parents=True, exist_ok=True)
-    beside = output.with_name(f".partial-{output.name}")
-    try:
+    with appearing_when_complete(output) as beside:
         if output.suffix == ".safetensors":
             safetensors.torch.save_file({name: tensor.contiguous() for name, tensor in weights.items()}, beside)
         else:
             torch.save({name: tensor.clone() for name, tensor in weights.items()}, beside)
         if not options.skip_verification:
             request = VerificationRequest(
-                Path(options.weights), str(beside), source_config=config, time_budget=options.time_budget
+                folder=Path(options.weights),
+                source=Source(read_checkpoint(beside), config),
+                converted=folder.checkpoint,
+                time_budget=options.time_budget,
             )
             check_verdict(verify_folder(request), options.weights)
-        os.replace(beside, output)
-    finally:
-        beside.unlink(missing_ok=True)
     print(
         f"{output}: {len(weights)} tensors; {config.num_attention_heads} attention heads, norm_eps {config.norm_eps}, "
         f"head_norm_eps {config.head_norm_eps}"

@@ -16,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conversion.checkpoints.checkpoint import CheckpointError  # noqa: E402
+from conversion.checkpoints.source_config import read_source  # noqa: E402
 from conversion.checkpoints.variants import VARIANTS  # noqa: E402
 from conversion.common.arguments import ArgumentParser  # noqa: E402
 from conversion.verification.report import (  # noqa: E402
@@ -58,13 +59,12 @@ def main(arguments: list[str] | None = None) -> int:
         # Without --source the folder's own config.json tells.
         if published is not None and heads is None and options.model_name == "auto" and options.source is not None:
             heads = published["source"]["config"]["num_attention_heads"]
+        source = read_source(options.source or options.folder, options.revision, options.model_name, heads)
         report = verify_folder(
             VerificationRequest(
                 folder=options.folder,
-                weights=options.source,
-                model_name=options.model_name,
-                num_attention_heads=heads,
-                revision=options.revision,
+                source=source,
+                converted=None if options.source else source.checkpoint,
                 attn_implementation=options.attn_implementation,
                 time_budget=options.time_budget,
             )

@@ -35,6 +35,8 @@ FLOAT_DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 
+PROCESSOR_CONFIG = "preprocessor_config.json"
+
 _REPO_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _REPO_FILES = ["*.json", "*.safetensors", "*.txt"]
 
@@ -43,15 +45,23 @@ class Checkpoint:
     """A state dict whose tensors are read when asked for, under their names without wrapper prefixes.
 
     Attributes:
-        location: what was read: a path, or the repository's id.
+        location: what was asked for: a path, or the repository's id.
+        path: the file or folder that was opened, for a repository that of the download; None for weights in memory.
         files: the files that hold the weights; empty for weights in memory.
         config: the `config.json` beside them, or None.
         layout: `"source"`, `"dense"` or `"packing"`, told by the names.
         specs: name to `TensorSpec`, for every tensor.
     """
 
-    def __init__(self, location: str, readers: list, files: tuple[Path, ...] = (), config: dict | None = None):
-        self.location, self.files, self.config = location, files, config
+    def __init__(
+        self,
+        location: str,
+        readers: list,
+        path: Path | None = None,
+        files: tuple[Path, ...] = (),
+        config: dict | None = None,
+    ):
+        self.location, self.path, self.files, self.config = location, path, files, config
         readers_by_name, specs = {}, {}
         for reader in readers:
             for name, spec in reader.specs().items():
@@ -124,13 +134,27 @@ def read_checkpoint(path: str | Path, revision: str | None = None, max_json_byte
     if location.is_dir():
         return _read_folder(location, str(location), max_json_bytes)
     if location.is_file():
-        return Checkpoint(str(location), [reader_of(location)], (location,))
+        return Checkpoint(str(location), [reader_of(location)], location, (location,))
     if _REPO_ID.fullmatch(str(path)) and location.suffix not in (*PICKLE_SUFFIXES, ".safetensors"):
         return _read_folder(_download(str(path), revision), str(path), max_json_bytes)
     raise CheckpointError(
         f"{path} does not exist. Expected a .pt, .pth or .safetensors file, a model folder, or a repository id "
         "(user/name)."
     )
+
+
+def stored_processor(checkpoint: Checkpoint) -> dict | None:
+    """The processor configuration beside the `config.json` of a checkpoint, or None.
+
+    Raises:
+        CheckpointError: if it is no JSON object.
+    """
+    if checkpoint.path is None or checkpoint.config is None:
+        return None
+    path = checkpoint.path / PROCESSOR_CONFIG
+    if not path.is_file():
+        return None
+    return read_json_object(path, CheckpointError, advice="Remove it to have one made.")
 
 
 def strip_prefixes(names: list[str]) -> dict[str, str]:
@@ -164,7 +188,7 @@ def _read_folder(folder: Path, location: str, max_json_bytes: int) -> Checkpoint
     files, indexed = _weight_files(folder, max_json_bytes)
     config_file = folder / "config.json"
     config = _read_json(config_file, max_json_bytes) if config_file.is_file() else None
-    checkpoint = Checkpoint(location, [reader_of(file) for file in files], tuple(files), config)
+    checkpoint = Checkpoint(location, [reader_of(file) for file in files], folder, tuple(files), config)
     missing = sorted(set(strip_prefixes(list(indexed))) - set(checkpoint.specs))
     if missing:
         raise CheckpointError(f"{location}: the index lists {', '.join(missing[:5])}, which no file holds.")

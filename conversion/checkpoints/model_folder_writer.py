@@ -8,7 +8,7 @@ folder is either absent or complete.
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,26 +16,23 @@ from pathlib import Path
 import torch
 from transformers.dynamic_module_utils import custom_object_save
 
-from conversion.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from conversion.checkpoints.convert import (
-    CheckpointError,
-    ConversionSummary,
-    convert_weights,
-    dropped_config_fields,
-    infer_source_config,
-    model_config,
-    table_between,
-)
+from conversion.checkpoints.checkpoint import CheckpointError, stored_processor
+from conversion.checkpoints.convert import ConversionSummary, convert_weights
 from conversion.checkpoints.hub_configs import read_processor
-from conversion.checkpoints.source_config import AUTO
+from conversion.checkpoints.rename_tables import table_between
+from conversion.checkpoints.source_config import AUTO, Source, dropped_config_fields, model_config, read_source
 from conversion.common.files import exclusive
-from conversion.common.json_files import read_json_object
-from conversion.source.encoder import SourceConfig
-from llava_vit_hf import LlavaViTImageProcessor, LlavaViTModel, LlavaViTPackingModel, LlavaViTProcessor
+from llava_vit_hf import (
+    LlavaViTConfig,
+    LlavaViTImageProcessor,
+    LlavaViTModel,
+    LlavaViTPackingConfig,
+    LlavaViTPackingModel,
+    LlavaViTProcessor,
+)
 
 
 MODEL_CLASSES = {"dense": LlavaViTModel, "packing": LlavaViTPackingModel}
-PROCESSOR_CONFIG = "preprocessor_config.json"
 # What an existing processor configuration is asked for; the rest follows from the target model.
 KEPT_PROCESSOR_FIELDS = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
@@ -70,53 +67,60 @@ class ConversionRequest:
 
 
 def convert_folder(
-    request: ConversionRequest, complete=None, source_config: SourceConfig | None = None
+    request: ConversionRequest,
+    complete: Callable[[Path, Source], object] | None = None,
+    source: Source | None = None,
 ) -> ConversionSummary:
     """Makes the model folder that `request` asks for.
 
     Args:
-        source_config: of the weights, where it is known already; None tells it from them.
-        complete: called with the finished but still hidden folder and the checkpoint; what it raises ends the
+        complete: called with the finished but still hidden folder and the opened source; what it raises ends the
             conversion, and then there is no folder under the final name.
+        source: the weights of the request, where they are open already.
 
     Raises:
         CheckpointError: for anything wrong with the weights, or an output folder that is in the way.
         OSError: if writing fails.
     """
-    checkpoint = read_checkpoint(request.weights, request.revision)
-    if request.source_layout is not None and checkpoint.layout != request.source_layout:
-        raise CheckpointError(
-            f"{request.weights} holds {checkpoint.layout} weights, expected a {request.source_layout} model folder. "
-            "convert_llava_vit_to_hf.py and convert_llava_vit_packing_to_hf.py take any layout."
+    if source is None:
+        source = read_source(
+            request.weights, request.revision, request.model_name, request.num_attention_heads, request.source_layout
         )
     with staging_folder(request.output_dir, request.overwrite) as folder:
-        source_config = source_config or infer_source_config(
-            checkpoint, request.model_name, request.num_attention_heads
-        )
-        summary = write_model_folder(checkpoint, source_config, request, folder)
+        summary = write_model_folder(source, request, folder)
         if complete is not None:
-            complete(folder, checkpoint)
+            complete(folder, source)
     return summary
 
 
-def write_model_folder(
-    checkpoint: Checkpoint, source_config: SourceConfig, request: ConversionRequest, folder: Path
-) -> ConversionSummary:
+def write_model_folder(source: Source, request: ConversionRequest, folder: Path) -> ConversionSummary:
     """Writes weights, `config.json` with `auto_map`, code and processor configuration into `folder`."""
-    config = model_config(source_config, request.layout, checkpoint.config)
+    checkpoint = source.checkpoint
+    config = model_config(source.config, request.layout, checkpoint.config)
     table = table_between(checkpoint.layout, request.layout)
     summary = convert_weights(checkpoint, table, config, folder, request.dtype, request.max_shard_size)
     summary.dropped.update(dropped_config_fields(checkpoint.config, request.layout))
     config.dtype = summary.dtype
-    with torch.device("meta"):
-        model = MODEL_CLASSES[request.layout](config)
-    custom_object_save(model, folder, config=config)
-    config.save_pretrained(folder)
     stored = stored_processor(checkpoint)
     if stored is None and request.model_name != AUTO:
         stored = read_processor(request.model_name, request.layout)
-    build_processor(config, request.layout, stored).save_pretrained(folder)
+    write_code_and_configurations(config, request.layout, folder, stored)
     return summary
+
+
+def write_code_and_configurations(
+    config: LlavaViTConfig | LlavaViTPackingConfig, layout: str, folder: Path, stored: dict | None = None
+) -> None:
+    """Writes everything of a model folder but the weights: `config.json` with `auto_map`, code and processor.
+
+    Args:
+        stored: an existing processor configuration whose preprocessing is carried over.
+    """
+    with torch.device("meta"):
+        model = MODEL_CLASSES[layout](config)
+    custom_object_save(model, folder, config=config)
+    config.save_pretrained(folder)
+    build_processor(config, layout, stored).save_pretrained(folder)
 
 
 def build_processor(config, layout: str, stored: dict | None = None) -> LlavaViTProcessor:
@@ -130,20 +134,6 @@ def build_processor(config, layout: str, stored: dict | None = None) -> LlavaViT
     return LlavaViTProcessor(
         LlavaViTImageProcessor(patch_size=config.patch_size, packing=layout == "packing", **fields)
     )
-
-
-def stored_processor(checkpoint: Checkpoint) -> dict | None:
-    """The processor configuration beside a checkpoint's weights, or None.
-
-    Raises:
-        CheckpointError: if it is no JSON object.
-    """
-    if checkpoint.config is None or not checkpoint.files:
-        return None
-    path = checkpoint.files[0].parent / PROCESSOR_CONFIG
-    if not path.is_file():
-        return None
-    return read_json_object(path, CheckpointError, advice="Remove it to have one made.")
 
 
 @contextmanager

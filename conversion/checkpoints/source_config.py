@@ -3,11 +3,12 @@
 
 import math
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 
-from conversion.checkpoints.checkpoint import Checkpoint, CheckpointError
+from conversion.checkpoints.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from conversion.checkpoints.rename_tables import (
     CONFIG_ARCHITECTURE,
     CONFIG_DROPPED,
@@ -29,6 +30,38 @@ _DEFAULT_STORED_EPS = 1e-6
 _UNKNOWN_FIELD = "not a field of this encoder's configuration"
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a conversion starts from, opened once: the weights, and the configuration that they turned out to have."""
+
+    checkpoint: Checkpoint
+    config: SourceConfig
+
+
+def read_source(
+    weights: str | Path,
+    revision: str | None = None,
+    model_name: str = AUTO,
+    num_attention_heads: int | None = None,
+    layout: str | None = None,
+) -> Source:
+    """Opens a checkpoint, as `read_checkpoint`, and tells its configuration, as `infer_source_config`.
+
+    Args:
+        layout: that the weights must have; None takes any.
+
+    Raises:
+        CheckpointError: as these two, and for weights of another layout.
+    """
+    checkpoint = read_checkpoint(weights, revision)
+    if layout is not None and checkpoint.layout != layout:
+        raise CheckpointError(
+            f"{weights} holds {checkpoint.layout} weights, expected a {layout} model folder. "
+            "convert_llava_vit_to_hf.py and convert_llava_vit_packing_to_hf.py take any layout."
+        )
+    return Source(checkpoint, infer_source_config(checkpoint, model_name, num_attention_heads))
+
+
 def infer_source_config(
     checkpoint: Checkpoint, model_name: str = AUTO, num_attention_heads: int | None = None
 ) -> SourceConfig:
@@ -40,7 +73,7 @@ def infer_source_config(
     `"auto"` the pretraining code's.
 
     Args:
-        model_name: a name of `VARIANTS`, or `"auto"`.
+        model_name: a variant's name, or `"auto"`.
         num_attention_heads: needed with `"auto"` for a checkpoint without `config.json`.
 
     Raises:
@@ -49,14 +82,15 @@ def infer_source_config(
             weights have shapes that no such encoder has.
     """
     sizes = _sizes_from_weights(checkpoint)
-    claims = []
+    claims, named = [], {}
     if model_name != AUTO:
         if model_name not in VARIANTS:
             raise CheckpointError(
-                f"model_name {model_name!r} is unknown. Expected one of {', '.join(VARIANTS)}, or {AUTO!r} with "
-                "num_attention_heads."
+                f"model_name {model_name!r} is unknown. Expected one of {', '.join(VARIANTS)}, or {AUTO!r} "
+                "with num_attention_heads."
             )
-        claims.append((f"model_name {model_name}", VARIANTS[model_name]))
+        named = VARIANTS[model_name]
+        claims.append((f"model_name {model_name}", named))
     stored = stored_architecture(checkpoint)
     if stored:
         claims.append((f"config.json of {checkpoint.location}", stored))
@@ -65,7 +99,7 @@ def infer_source_config(
     for origin, claim in claims:
         _require_agreement(origin, claim, sizes, checkpoint.location)
     heads = _agreed_heads(claims, checkpoint.location)
-    supplied = VARIANTS.get(model_name, {}) | stored
+    supplied = named | stored
     extra = {name: supplied[name] for name in ("norm_eps", "head_norm_eps", "rope_theta") if name in supplied}
     try:
         return SourceConfig(num_attention_heads=heads, **sizes, **extra)

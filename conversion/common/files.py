@@ -20,22 +20,31 @@ def sha256_of_file(path: Path) -> str:
     return digest.hexdigest()
 
 
+@contextmanager
+def appearing_when_complete(path: Path) -> Iterator[Path]:
+    """Gives a name beside `path`, with the same ending, for a file that gets the name `path` when the block ends well.
+
+    A block that fails leaves nothing beside `path`, and what was at `path` is still there.
+    """
+    beside = path.with_name(f".partial-{path.name}")
+    try:
+        yield beside
+        os.replace(beside, path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Calls `write(stream)` on a file beside `path`, then gives it that name, so that no file is ever half written.
 
     Raises:
         OSError: if writing fails; what was at `path` is still there, and nothing is left beside it.
     """
-    beside = path.with_name(f".{path.name}.partial")
-    try:
-        with open(beside, "wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(beside, path)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
+    with appearing_when_complete(path) as beside, open(beside, "wb") as stream:
+        write(stream)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 @contextmanager

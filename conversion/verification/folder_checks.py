@@ -1,12 +1,12 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """Checks of a model folder beside the encoder's outputs: epsilons by value, and the processor as it is saved."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from conversion.common.json_files import read_json_object
 from conversion.common.metrics import Bounds, Comparison, compare
 from conversion.source.encoder import SourceConfig
 from conversion.verification.cases import (
@@ -40,7 +40,7 @@ def epsilon_reasons(folder: Path, config: SourceConfig) -> tuple[list[str], list
     Returns:
         Why they are wrong, and what they are.
     """
-    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    stored = read_json_object(folder / "config.json")
     found = {name: stored.get(name) for name in ("layer_norm_eps", "head_norm_eps")}
     if found["head_norm_eps"] is None:
         found["head_norm_eps"] = found["layer_norm_eps"]
@@ -92,12 +92,6 @@ def whole_patches(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
     """`(..., H, W)` without what does not fill a patch at the right and bottom edge."""
     height, width = (side // patch_size * patch_size for side in pixels.shape[-2:])
     return pixels[..., :height, :width]
-
-
-def stored_processor(weight_files: tuple[Path, ...]) -> dict:
-    """The processor configuration beside a source's weights; empty if there is none."""
-    path = weight_files[0].parent / "preprocessor_config.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _resize_and_crop(stored: dict, side: int) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:

@@ -22,10 +22,10 @@ import torch
 from conversion.checkpoints.checkpoint import Checkpoint, CheckpointError, read_checkpoint
 from conversion.checkpoints.convert import resolve_dtype
 from conversion.checkpoints.model_folder_writer import ConversionRequest, convert_folder
-from conversion.checkpoints.source_config import infer_source_config
+from conversion.checkpoints.source_config import Source
 from conversion.common.files import sha256_of_file
+from conversion.common.json_files import read_json_object
 from conversion.common.model_folder import model_file_names
-from conversion.source.encoder import SourceConfig
 from conversion.source.peaked_weights import peaked_state_dict
 from conversion.verification.faults import DTYPE_OF_KIND
 
@@ -51,19 +51,14 @@ class VerificationRequest:
 
     Attributes:
         folder: the model folder.
-        weights: the source: file, folder or repo id; None takes the folder's own weights, which checks what its code
-            computes but not the conversion.
-        model_name, num_attention_heads, revision: as given to the conversion.
-        source_config: of the source, where it is known; None tells it from its weights.
+        source: what it was converted from; its own weights check what its code computes but not the conversion.
+        converted: the folder's own weights, where they are open already.
         time_budget: seconds; the biggest pack shrinks to fit.
     """
 
     folder: Path
-    weights: str | None = None
-    model_name: str = "auto"
-    num_attention_heads: int | None = None
-    revision: str | None = None
-    source_config: SourceConfig | None = None
+    source: Source
+    converted: Checkpoint | None = None
     attn_implementation: str = "sdpa"
     time_budget: float = DEFAULT_TIME_BUDGET
 
@@ -72,21 +67,18 @@ def verify_folder(request: VerificationRequest) -> dict:
     """Verifies a folder and returns the report (see `conversion/README.md` for its schema).
 
     Raises:
-        CheckpointError: if the weights of either side cannot be read.
+        CheckpointError: if the folder's weights cannot be read.
         VerificationError: if the folder cannot be loaded and run.
     """
     started = datetime.now(UTC)
-    weights = request.weights or str(request.folder)
-    source = read_checkpoint(weights, request.revision)
-    config = request.source_config or infer_source_config(source, request.model_name, request.num_attention_heads)
-    converted = read_checkpoint(request.folder)
+    converted = request.converted or read_checkpoint(request.folder)
     if converted.layout == "source" or converted.config is None:
         raise CheckpointError(f"{request.folder} is no dense or packing model folder.")
     stored_dtype = resolve_dtype(converted, None)
-    outcome = run_worker(request, weights, config, stored_dtype)
+    outcome = run_worker(request, stored_dtype)
     hidden = [control["name"] for control in outcome["controls"] if not control["detected"]]
     if hidden:
-        decide_on_peaked_weights(request, config, converted.layout, hidden, outcome)
+        decide_on_peaked_weights(request, converted.layout, hidden, outcome)
     report = {
         "schema_version": SCHEMA_VERSION,
         "verdict": verdict_of(outcome),
@@ -96,8 +88,8 @@ def verify_folder(request: VerificationRequest) -> dict:
             "config": converted.config,
             "files": folder_hashes(request.folder),
         },
-        "source": describe_source(source, config),
-        "taken_on_trust": taken_on_trust(source, config),
+        "source": describe_source(request.source),
+        "taken_on_trust": taken_on_trust(request.source),
         "environment": environment(request.attn_implementation),
         "margins": margins(outcome),
         **outcome,
@@ -107,22 +99,18 @@ def verify_folder(request: VerificationRequest) -> dict:
 
 
 def run_worker(
-    request: VerificationRequest,
-    weights: str,
-    config: SourceConfig,
-    stored_dtype: torch.dtype,
-    only_controls: list[str] | None = None,
+    request: VerificationRequest, stored_dtype: torch.dtype, only_controls: list[str] | None = None
 ) -> dict:
-    """Runs `worker.py` in a process of its own and returns what it found.
+    """Runs `worker.py` in a process of its own, which opens the source anew, and returns what it found.
 
     Raises:
         VerificationError: if it fails; its last words are in the message.
     """
     job = {
         "folder": str(Path(request.folder).resolve()),
-        "weights": str(Path(weights).resolve()) if Path(weights).exists() else weights,
-        "revision": request.revision,
-        "source_config": asdict(config),
+        # Not resolved: a link to a file may have the suffix that tells its format, and the file none.
+        "weights": str(request.source.checkpoint.path.absolute()),
+        "source_config": asdict(request.source.config),
         "stored_dtype": str(stored_dtype).removeprefix("torch."),
         "attn_implementation": request.attn_implementation,
         "time_budget": request.time_budget,
@@ -146,26 +134,20 @@ def run_worker(
             raise VerificationError(
                 f"{request.folder} could not be loaded and run (exit code {process.returncode}):\n{tail}"
             )
-        return json.loads(outcome_file.read_text(encoding="utf-8"))
+        return read_json_object(outcome_file)
 
 
-def decide_on_peaked_weights(
-    request: VerificationRequest, config: SourceConfig, layout: str, hidden: list[str], outcome: dict
-) -> None:
+def decide_on_peaked_weights(request: VerificationRequest, layout: str, hidden: list[str], outcome: dict) -> None:
     """Tries the faults that these weights hide on peaked random weights of the same configuration.
 
     The peaked model is converted like the real one and must itself agree with the oracle, case by case.
     """
     with tempfile.TemporaryDirectory() as scratch:
         weights, folder = Path(scratch) / "peaked.safetensors", Path(scratch) / "peaked_model"
-        safetensors.torch.save_file(peaked_state_dict(config), weights)
-        convert_folder(
-            ConversionRequest(str(weights), layout, folder, num_attention_heads=config.num_attention_heads),
-            source_config=config,
-        )
-        peaked = run_worker(
-            replace(request, folder=folder, revision=None), str(weights), config, torch.float32, only_controls=hidden
-        )
+        safetensors.torch.save_file(peaked_state_dict(request.source.config), weights)
+        source = Source(read_checkpoint(weights), request.source.config)
+        convert_folder(ConversionRequest(str(weights), layout, folder), source=source)
+        peaked = run_worker(replace(request, folder=folder, source=source), torch.float32, only_controls=hidden)
     found = {control["name"]: control for control in peaked["controls"]}
     outcome["controls"] = [found.get(control["name"], control) for control in outcome["controls"]]
     outcome["cases"] += [{**case, "name": f"{PEAKED}{case['name']}"} for case in peaked["cases"]]
@@ -216,9 +198,10 @@ def margins(outcome: dict) -> dict:
     return margins
 
 
-def taken_on_trust(source: Checkpoint, config: SourceConfig) -> str:
+def taken_on_trust(source: Source) -> str:
     """What no comparison can prove, since both sides were told it."""
-    told = "its config.json" if source.config is not None else "the model name or the arguments"
+    config = source.config
+    told = "its config.json" if source.checkpoint.config is not None else "the model name or the arguments"
     return (
         f"Taken on trust, because weights cannot tell it: {config.num_attention_heads} attention heads (head dim "
         f"{config.head_dim}), epsilons {config.norm_eps:g} and {config.head_norm_eps:g} (head), rope theta "
@@ -227,12 +210,12 @@ def taken_on_trust(source: Checkpoint, config: SourceConfig) -> str:
     )
 
 
-def describe_source(source: Checkpoint, config: SourceConfig) -> dict:
+def describe_source(source: Source) -> dict:
     return {
-        "location": Path(source.location).name,
-        "layout": source.layout,
-        "sha256": source.sha256(),
-        "config": asdict(config),
+        "location": Path(source.checkpoint.location).name,
+        "layout": source.checkpoint.layout,
+        "sha256": source.checkpoint.sha256(),
+        "config": asdict(source.config),
     }
 
 

@@ -22,7 +22,7 @@ sys.modules["llava_vit_hf"] = None
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from conversion.checkpoints.checkpoint import read_checkpoint  # noqa: E402
+from conversion.checkpoints.checkpoint import read_checkpoint, stored_processor  # noqa: E402
 from conversion.common.files import write_atomically  # noqa: E402
 from conversion.common.json_files import read_json_object  # noqa: E402
 from conversion.common.metrics import Bounds, compare  # noqa: E402
@@ -45,7 +45,6 @@ from conversion.verification.folder_checks import (  # noqa: E402
     default_clip_comparisons,
     default_image_comparisons,
     epsilon_reasons,
-    stored_processor,
 )
 from conversion.verification.judging import (  # noqa: E402
     FLOAT64,
@@ -103,13 +102,12 @@ def open_job(request: dict) -> Job:
     """Opens what a request names.
 
     Args:
-        request: `folder`, `weights`, `revision`, `source_config`, `stored_dtype`, `attn_implementation`,
-            `time_budget`, `parent`, and `only_controls`, names of the faults to try, or None for the whole
-            verification.
+        request: `folder`, `weights`, `source_config`, `stored_dtype`, `attn_implementation`, `time_budget`, `parent`,
+            and `only_controls`, names of the faults to try, or None for the whole verification.
     """
     folder, only = Path(request["folder"]), request["only_controls"]
     config = SourceConfig(**request["source_config"])
-    checkpoint = read_checkpoint(request["weights"], request["revision"])
+    checkpoint = read_checkpoint(request["weights"])
     weights = oracle_weights(checkpoint, getattr(torch, request["stored_dtype"]))
     cases = {case.name: case for case in build_cases(config.patch_size)}
     faults = tuple(fault for fault in FAULTS if only is None or fault.name in only)
@@ -120,7 +118,7 @@ def open_job(request: dict) -> Job:
         attn_implementation=request["attn_implementation"],
         config=config,
         oracle=SourceEncoder.from_state_dict(config, weights),
-        source_processor=stored_processor(checkpoint.files) if checkpoint.config is not None else {},
+        source_processor=stored_processor(checkpoint) or {},
         cases=cases,
         faults=faults,
         whole=only is None,

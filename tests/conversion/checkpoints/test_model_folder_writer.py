@@ -10,8 +10,7 @@ import sys
 import pytest
 import torch
 
-from conversion.checkpoints.checkpoint import read_checkpoint
-from conversion.checkpoints.convert import CheckpointError
+from conversion.checkpoints.checkpoint import CheckpointError, read_checkpoint
 from conversion.checkpoints.model_folder_writer import ConversionRequest, convert_folder, staging_folder
 from tests.conversion.scripts import ROOT
 from tests.conversion.weights import peaked_state_dict, tiny_config

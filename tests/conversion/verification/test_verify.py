@@ -3,6 +3,7 @@
 
 import json
 import math
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from conversion import convert_llava_vit_to_hf, verify_model
+from conversion import convert_back, convert_llava_vit_to_hf, verify_model
+from conversion.checkpoints import checkpoint, source_config
 from conversion.checkpoints.model_folder_writer import ConversionRequest, convert_folder
+from conversion.checkpoints.source_config import Source, infer_source_config, read_source
 from conversion.command_line import check_verdict
 from conversion.source.encoder import SourceEncoder
 from conversion.verification.cases import build_cases, clip_preprocessing, multi_case, multi_tokens, unpack_patches
@@ -47,9 +50,12 @@ def convert(weights: Path, folder: Path, layout: str = "dense", **fields) -> Pat
     return folder
 
 
-def verify(folder: Path, weights: Path | None, **fields) -> dict:
-    fields = {"num_attention_heads": 2, "time_budget": HURRY} | fields
-    return verify_folder(VerificationRequest(folder, None if weights is None else str(weights), **fields))
+def verify(folder: Path, weights: Path) -> dict:
+    return verify_folder(VerificationRequest(folder, opened(weights), time_budget=HURRY))
+
+
+def opened(weights: Path) -> Source:
+    return read_source(weights, num_attention_heads=2)
 
 
 def cases(report: dict, result: str) -> set:
@@ -117,7 +123,7 @@ def test_a_folder_that_cannot_run_is_an_error_with_its_last_words(tmp_path, weig
     code = folder / "modeling_llava_vit.py"
     code.write_text(code.read_text() + "\nraise ImportError('planted')\n")
     with pytest.raises(VerificationError, match="could not be loaded and run .exit code 1.:\n(.|\n)*planted"):
-        run_worker(VerificationRequest(folder), str(weights), CONFIG, torch.float32)
+        run_worker(VerificationRequest(folder, opened(weights)), torch.float32)
 
 
 def test_the_folder_s_code_runs_and_not_the_package(tmp_path, weights):
@@ -125,7 +131,50 @@ def test_the_folder_s_code_runs_and_not_the_package(tmp_path, weights):
     code = folder / "modeling_llava_vit.py"
     code.write_text(code.read_text() + "\nimport llava_vit_hf\n")
     with pytest.raises(VerificationError, match="llava_vit_hf"):
-        run_worker(VerificationRequest(folder), str(weights), CONFIG, torch.float32)
+        run_worker(VerificationRequest(folder, opened(weights)), torch.float32)
+
+
+COUNTING_WORKER = """
+import runpy, sys
+from conversion.checkpoints import checkpoint
+log, original = sys.argv.pop(1), checkpoint.reader_of
+def counted(path):
+    print(path.name, file=open(log, "a"))
+    return original(path)
+checkpoint.reader_of = counted
+runpy.run_module("conversion.verification.worker", run_name="__main__")
+"""
+
+
+def test_weights_are_opened_once_in_each_process(tmp_path, weights, monkeypatch):
+    parent, worker, inferred = [], tmp_path / "log", []
+
+    def counted(function, note):
+        return lambda *arguments: note(arguments) or function(*arguments)
+
+    def run_counting(command, **options):
+        assert command[1:3] == ["-m", "conversion.verification.worker"]
+        return run([command[0], "-c", COUNTING_WORKER, str(worker), *command[3:]], **options)
+
+    def opened_by(script, *arguments):
+        assert script.main([str(argument) for argument in (*arguments, "--time_budget", HURRY)]) == 0
+        found = parent.copy(), worker.read_text().splitlines(), len(inferred)
+        parent.clear(), worker.unlink(), inferred.clear()
+        return found
+
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", run_counting)
+    monkeypatch.setattr(checkpoint, "reader_of", counted(checkpoint.reader_of, lambda a: parent.append(a[0].name)))
+    monkeypatch.setattr(source_config, "infer_source_config", counted(infer_source_config, inferred.append))
+    # A link, as a cache has them, whose target's name does not tell the format.
+    (tmp_path / "blob").write_bytes(weights.read_bytes())
+    (tmp_path / "linked.pt").symlink_to(tmp_path / "blob")
+    heads, folder = ("--num_attention_heads", 2), tmp_path / "out"
+    made = opened_by(convert_llava_vit_to_hf, "auto", tmp_path / "linked.pt", *heads, "--output_dir", folder)
+    assert made == (["linked.pt", "model.safetensors"], ["linked.pt"], 1)
+    assert opened_by(verify_model, folder) == (["model.safetensors"], ["model.safetensors"], 1)
+    back = opened_by(convert_back, folder, "--to", "source", "--output", tmp_path / "back.pt")
+    assert back == (["model.safetensors", ".partial-back.pt"], [".partial-back.pt"], 1)
 
 
 @pytest.mark.parametrize("verdict", [FAIL, INCONCLUSIVE])
