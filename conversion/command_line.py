@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 from conversion.checkpoints.checkpoint import CheckpointError
+from conversion.checkpoints.hub_configs import variant_names
 from conversion.checkpoints.model_folder_writer import ConversionRequest, convert_folder
 from conversion.checkpoints.source_config import Source
-from conversion.checkpoints.variants import VARIANTS
 from conversion.common.arguments import ArgumentParser
 from conversion.common.model_folder import PublishError, PublishInputError
 from conversion.publishing.options import add_publish_arguments, check_publish_options, push_from_options
@@ -35,7 +35,7 @@ def conversion_parser(description: str, named: bool) -> ArgumentParser:
     """
     parser = ArgumentParser(description)
     if named:
-        parser.add_argument("model_name", metavar="MODEL_NAME", help=f"auto, or one of {', '.join(VARIANTS)}")
+        parser.add_argument("model_name", metavar="MODEL_NAME", help=f"auto, or one of {', '.join(variant_names())}")
         parser.add_argument("weights", metavar="WEIGHT_PATH", help=".pt, .pth or .safetensors file, folder or repo id")
         parser.add_argument("--num_attention_heads", type=int, help="needed with auto for a file, which cannot tell")
     else:

@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conversion.checkpoints.checkpoint import CheckpointError  # noqa: E402
+from conversion.checkpoints.hub_configs import variant_names  # noqa: E402
 from conversion.checkpoints.source_config import read_source  # noqa: E402
-from conversion.checkpoints.variants import VARIANTS  # noqa: E402
 from conversion.common.arguments import ArgumentParser  # noqa: E402
 from conversion.verification.report import (  # noqa: E402
     compare_reports,
@@ -41,7 +41,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = ArgumentParser(__doc__)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="dense or packing model folder")
     parser.add_argument("--source", help="the checkpoint, folder or repo id that it was converted from")
-    parser.add_argument("--model_name", default="auto", help=f"auto (default), or one of {', '.join(VARIANTS)}")
+    parser.add_argument("--model_name", default="auto", help=f"auto (default), or one of {', '.join(variant_names())}")
     parser.add_argument("--num_attention_heads", type=int, help="of the source; default: as the folder says")
     parser.add_argument("--revision", help="branch, tag or commit, when the source is a repo id")
     parser.add_argument("--attn_implementation", default="sdpa", help="sdpa (default) or eager")

@@ -1,8 +1,5 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
-"""The conversion engine: a checkpoint, a table of names, a folder of weights.
-
-The whole way of a script: `read_checkpoint`, `infer_source_config`, `model_config`, `convert_weights`.
-"""
+"""The conversion engine: a checkpoint, a table of names, a folder of weights."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -10,29 +7,13 @@ from pathlib import Path
 
 import torch
 
-from conversion.checkpoints.checkpoint import FLOAT_DTYPES, Checkpoint, CheckpointError, read_checkpoint
-from conversion.checkpoints.rename_tables import DROPPED_PARAMETERS, Table, table_between
+from conversion.checkpoints.checkpoint import FLOAT_DTYPES, Checkpoint, CheckpointError
+from conversion.checkpoints.rename_tables import DROPPED_PARAMETERS, Table
 from conversion.checkpoints.renaming import check_coverage, dropped_names, rename
-from conversion.checkpoints.source_config import dropped_config_fields, infer_source_config, model_config
 from conversion.checkpoints.weights_writer import TensorToWrite, write_weights
 from conversion.source.encoder import SourceConfig, SourceEncoder
 from llava_vit_hf import LlavaViTConfig, LlavaViTModel, LlavaViTPackingConfig, LlavaViTPackingModel
 
-
-__all__ = [
-    "CheckpointError",
-    "ConversionSummary",
-    "convert_weights",
-    "converted_state_dict",
-    "dropped_config_fields",
-    "expected_shapes",
-    "infer_source_config",
-    "model_config",
-    "read_checkpoint",
-    "rename",
-    "resolve_dtype",
-    "table_between",
-]
 
 _MODEL_CLASSES = {
     "source": (SourceConfig, SourceEncoder),

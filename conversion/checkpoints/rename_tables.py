@@ -105,12 +105,6 @@ def table_between(source_layout: str, target_layout: str) -> Table:
     return Table(source_layout, target_layout, tuple(rules))
 
 
-SOURCE_TO_DENSE = table_between("source", "dense")
-SOURCE_TO_PACKING = table_between("source", "packing")
-DENSE_TO_PACKING = table_between("dense", "packing")
-PACKING_TO_DENSE = table_between("packing", "dense")
-DENSE_TO_SOURCE = table_between("dense", "source")
-
 MODEL_TYPE_LAYOUTS = {"llava_vit": "dense", "onevision_encoder": "dense", "llava_vit_packing": "packing"}
 """Layout of the weights beside a `config.json`, by its `model_type`."""
 

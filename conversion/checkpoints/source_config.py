@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from conversion.checkpoints.checkpoint import Checkpoint, CheckpointError, read_checkpoint
+from conversion.checkpoints.hub_configs import SIZES, fitting_variants, read_architecture, variant_names
 from conversion.checkpoints.rename_tables import (
     CONFIG_ARCHITECTURE,
     CONFIG_DROPPED,
@@ -19,7 +20,6 @@ from conversion.checkpoints.rename_tables import (
     table_between,
 )
 from conversion.checkpoints.renaming import rename
-from conversion.checkpoints.variants import VARIANTS
 from conversion.source.encoder import SourceConfig
 from llava_vit_hf import LlavaViTConfig, LlavaViTPackingConfig
 
@@ -84,12 +84,12 @@ def infer_source_config(
     sizes = _sizes_from_weights(checkpoint)
     claims, named = [], {}
     if model_name != AUTO:
-        if model_name not in VARIANTS:
+        if model_name not in variant_names():
             raise CheckpointError(
-                f"model_name {model_name!r} is unknown. Expected one of {', '.join(VARIANTS)}, or {AUTO!r} "
+                f"model_name {model_name!r} is unknown. Expected one of {', '.join(variant_names())}, or {AUTO!r} "
                 "with num_attention_heads."
             )
-        named = VARIANTS[model_name]
+        named = read_architecture(model_name)
         claims.append((f"model_name {model_name}", named))
     stored = stored_architecture(checkpoint)
     if stored:
@@ -200,9 +200,7 @@ def _require_agreement(origin: str, claim: dict, sizes: dict, location: str) -> 
     if wrong:
         said = ", ".join(f"{name}={claim[name]!r}" for name in wrong)
         found = ", ".join(f"{name}={sizes[name]!r}" for name in wrong)
-        fitting = [
-            name for name, row in VARIANTS.items() if all(row[field] == sizes[field] for field in row.keys() & sizes)
-        ]
+        fitting = fitting_variants(sizes, [name for name in SIZES if name in sizes])
         advice = f"The weights fit {' or '.join(fitting)}." if fitting else "The weights fit no variant."
         raise CheckpointError(
             f"{origin} says {said}, but the weights of {location} have {found}. {advice} "
@@ -215,7 +213,7 @@ def _agreed_heads(claims: list[tuple[str, dict]], location: str) -> int:
     if not heads:
         raise CheckpointError(
             f"{location}: the number of attention heads cannot be told from weights. Pass num_attention_heads "
-            f"(--num_attention_heads), or as model_name one of {', '.join(VARIANTS)}."
+            f"(--num_attention_heads), or as model_name one of {', '.join(variant_names())}."
         )
     for _, value in heads:
         if isinstance(value, bool) or not isinstance(value, int):

@@ -21,7 +21,6 @@ from huggingface_hub import split_state_dict_into_shards_factory
 from conversion.checkpoints.readers import CheckpointError
 
 
-WEIGHTS_NAME = "model.safetensors"
 INDEX_NAME = "model.safetensors.index.json"
 
 _FILENAME_PATTERN = "model{suffix}.safetensors"

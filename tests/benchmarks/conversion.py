@@ -21,7 +21,7 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
-from conversion.checkpoints.variants import VARIANTS  # noqa: E402
+from conversion.checkpoints.hub_configs import read_architecture  # noqa: E402
 from conversion.source.encoder import SourceConfig  # noqa: E402
 from conversion.source.peaked_weights import peaked_state_dict  # noqa: E402
 
@@ -87,7 +87,7 @@ def main() -> int:
     passed = True
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
         checkpoint = Path(scratch) / "backbone.pt"
-        torch.save(peaked_state_dict(SourceConfig(**VARIANTS[VARIANT])), checkpoint)
+        torch.save(peaked_state_dict(SourceConfig(**read_architecture(VARIANT))), checkpoint)
         print(f"{VARIANT}: {checkpoint.stat().st_size / 1e6:.0f} MB, float32, {time.strftime('%Y-%m-%d')}")
         for layout in ("dense", "packing"):
             memory, seconds = zip(

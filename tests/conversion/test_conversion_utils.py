@@ -15,7 +15,9 @@ from PIL import Image
 
 from conversion import conversion_utils
 from conversion.checkpoints.checkpoint import Checkpoint
-from conversion.checkpoints.convert import converted_state_dict, model_config, table_between
+from conversion.checkpoints.convert import converted_state_dict
+from conversion.checkpoints.rename_tables import table_between
+from conversion.checkpoints.source_config import model_config
 from conversion.conversion_utils import (
     CLIP_MEAN,
     CLIP_STD,

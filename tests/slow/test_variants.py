@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import safetensors.torch
 
-from conversion.checkpoints.variants import VARIANTS
+from conversion.checkpoints.hub_configs import read_architecture, variant_names
 from conversion.source.encoder import SourceConfig
 from conversion.source.peaked_weights import peaked_state_dict
 from tests.conversion.scripts import convert_script, run_script
@@ -21,9 +21,9 @@ LAYERS = {"llava_vit_huge_ln": 4, "llava_vit_giant_ln": 4}
 
 
 @pytest.mark.parametrize("layout", ["dense", "packing"])
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", variant_names())
 def test_variant_converts_and_verifies(tmp_path, capsys, name, layout):
-    config = SourceConfig(**VARIANTS[name])
+    config = SourceConfig(**read_architecture(name))
     config = replace(config, num_hidden_layers=LAYERS.get(name, config.num_hidden_layers))
     weights, output = tmp_path / "weights.safetensors", tmp_path / "out"
     safetensors.torch.save_file(peaked_state_dict(config), weights)

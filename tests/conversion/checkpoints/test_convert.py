@@ -7,19 +7,12 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from conversion.checkpoints.checkpoint import Checkpoint, read_checkpoint
-from conversion.checkpoints.convert import (
-    CheckpointError,
-    convert_weights,
-    converted_state_dict,
-    expected_shapes,
-    infer_source_config,
-    model_config,
-    rename,
-    resolve_dtype,
-    table_between,
-)
-from conversion.checkpoints.variants import VARIANTS
+from conversion.checkpoints.checkpoint import Checkpoint, CheckpointError, read_checkpoint
+from conversion.checkpoints.convert import convert_weights, converted_state_dict, expected_shapes, resolve_dtype
+from conversion.checkpoints.hub_configs import read_architecture, variant_names
+from conversion.checkpoints.rename_tables import table_between
+from conversion.checkpoints.renaming import rename
+from conversion.checkpoints.source_config import infer_source_config, model_config
 from conversion.common.metrics import Bounds, compare
 from conversion.source.encoder import SourceEncoder
 from llava_vit_hf import LlavaViTModel, LlavaViTPackingModel
@@ -100,11 +93,10 @@ def test_converted_models_compute_what_the_oracle_computes(overrides):
             assert bounds.check(compare(ours.reshape(oracle.shape), oracle)) == []
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", variant_names())
 @pytest.mark.parametrize("layout", ["dense", "packing"])
 def test_names_of_every_variant_are_covered(name, layout):
-    sizes = VARIANTS[name]
-    config = SourceConfig(**sizes)
+    config = SourceConfig(**read_architecture(name))
     weights = {name: torch.empty(1).expand(shape) for name, shape in expected_shapes("source", config).items()}
     checkpoint = Checkpoint.from_state_dict(weights)
     assert infer_source_config(checkpoint, name) == config

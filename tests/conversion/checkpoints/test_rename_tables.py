@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from conversion.checkpoints.rename_tables import DENSE_TO_SOURCE, LAYOUTS, SOURCE_TO_DENSE, Rule, table_between
+from conversion.checkpoints.rename_tables import LAYOUTS, Rule, table_between
 
 
 PAIRS = list(itertools.permutations(LAYOUTS, 2))
@@ -31,9 +31,10 @@ def test_rules_read_as_documented():
         ("transformer.layers.[layer].attn.in_proj.[parameter]",),
         (layer + "q_proj.[parameter]", layer + "k_proj.[parameter]", layer + "v_proj.[parameter]"),
     )
-    assert rule in SOURCE_TO_DENSE.rules
-    assert Rule(rule.targets, rule.sources) in DENSE_TO_SOURCE.rules
-    assert Rule(("conv1.weight",), ("embeddings.patch_embedding.weight",)) in SOURCE_TO_DENSE.rules
+    to_dense, to_source = table_between("source", "dense"), table_between("dense", "source")
+    assert rule in to_dense.rules
+    assert Rule(rule.targets, rule.sources) in to_source.rules
+    assert Rule(("conv1.weight",), ("embeddings.patch_embedding.weight",)) in to_dense.rules
 
 
 def test_a_stack_stays_whole_or_in_parts_within_one_layout():
@@ -42,7 +43,7 @@ def test_a_stack_stays_whole_or_in_parts_within_one_layout():
 
 
 def test_drops_have_reasons_and_no_placeholders():
-    for name, reason in SOURCE_TO_DENSE.drops:
+    for name, reason in table_between("source", "dense").drops:
         assert reason and not re.search(r"[\[\]*]", name)
 
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from conversion.checkpoints.checkpoint import Checkpoint, CheckpointError
-from conversion.checkpoints.convert import converted_state_dict, table_between
+from conversion.checkpoints.convert import converted_state_dict
+from conversion.checkpoints.rename_tables import table_between
 from conversion.checkpoints.source_config import dropped_config_fields, infer_source_config, model_config
 from tests.conversion.weights import peaked_state_dict, tiny_config
 

@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from conversion.checkpoints.checkpoint import Checkpoint
-from conversion.checkpoints.convert import converted_state_dict, model_config, table_between
+from conversion.checkpoints.convert import converted_state_dict
+from conversion.checkpoints.rename_tables import table_between
+from conversion.checkpoints.source_config import model_config
 from conversion.common.metrics import Bounds, compare
 from conversion.source.encoder import SourceConfig, SourceEncoder
 from conversion.source.peaked_weights import peaked_state_dict

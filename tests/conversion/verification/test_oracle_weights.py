@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from conversion.checkpoints.checkpoint import Checkpoint
-from conversion.checkpoints.convert import converted_state_dict, model_config, table_between
+from conversion.checkpoints.convert import converted_state_dict
+from conversion.checkpoints.rename_tables import table_between
+from conversion.checkpoints.source_config import model_config
 from conversion.verification.oracle_weights import oracle_weights
 from tests.conversion.scripts import ROOT
 from tests.conversion.weights import peaked_state_dict, tiny_config
