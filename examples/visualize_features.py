@@ -25,18 +25,17 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conversion.common.arguments import ArgumentParser  # noqa: E402
+from conversion.common.files import write_atomically  # noqa: E402
 from examples.extraction.comparisons import Report, compare_features, compare_runs  # noqa: E402
 from examples.extraction.feature_pictures import heat_colours, patch_errors, principal_components, strip, unpatchify  # noqa: E402
 from examples.extraction.feature_sets import (  # noqa: E402
-    DENSE_FILE,
-    PACKING_FILE,
     FeatureSet,
     is_paired,
-    load_features,
     load_index,
+    load_pair,
     open_features,
 )
-from examples.extraction.files import sha256_of, write_atomically  # noqa: E402
+from examples.extraction.files import sha256_of_input  # noqa: E402
 from examples.extraction.html_report import SamplePictures, render_page  # noqa: E402
 from examples.extraction.limits import (  # noqa: E402
     DEFAULT_LIMITS,
@@ -83,7 +82,7 @@ class Inputs:
             ValueError: if the file is not there, is another one now, or gives another grid.
         """
         path = self._find(record)
-        if sha256_of(path) != record["sha256"]:
+        if sha256_of_input(path) != record["sha256"]:
             raise ValueError(f"{path} is not the file that the features came from")
         kind = {"images": [str(path)]}
         if record["kind"] == "video":
@@ -123,8 +122,7 @@ def compare(features: FeatureSet, reference: FeatureSet | None, limits: FileLimi
         return compare_runs(features, reference)
     if not is_paired(features.folder):
         return None
-    dense, packing = (load_features(features.folder / file, limits) for file in (DENSE_FILE, PACKING_FILE))
-    return compare_features(dense, packing, features.dtype)
+    return compare_features(*load_pair(features.folder, limits), features.dtype)
 
 
 def draw(sample: Sample, features: FeatureSet, reference: FeatureSet | None, inputs: Inputs | None) -> SamplePictures:

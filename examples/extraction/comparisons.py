@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from conversion.common.files import write_atomically
 from conversion.common.metrics import Bounds, Comparison, compare
 from examples.extraction.feature_sets import ORIGINS, FeatureSet
-from examples.extraction.files import write_atomically, write_json
+from examples.extraction.files import write_json
 
 
 REPORT_FILE, REPORT_TEXT_FILE = "report.json", "report.txt"

@@ -27,7 +27,7 @@ import PIL.Image
 import torch
 from transformers import AutoProcessor
 
-from examples.extraction.files import sha256_of
+from examples.extraction.files import sha256_of_input
 from examples.extraction.inputs import Item, kind_of
 from examples.extraction.limits import SampleLimits, with_command_line_advice
 
@@ -101,7 +101,7 @@ def decode(processor, item: Item, options: DecodeOptions) -> Decoded:
             **limit,
         )
     (report,) = batch["metadata"]
-    hashes = {"sha256": sha256_of(Path(item.path)), "pixels_sha256": pixels_digest(batch["pixel_values"])}
+    hashes = {"sha256": sha256_of_input(Path(item.path)), "pixels_sha256": pixels_digest(batch["pixel_values"])}
     grid = batch["grid_thw"][0].tolist()
     return Decoded(batch["pixel_values"], batch["patch_positions"], grid, {**report, **hashes})
 

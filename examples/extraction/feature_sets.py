@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from examples.extraction.files import check_shape, read_json
+from conversion.common.json_files import check_shape
+from examples.extraction.files import read_json
 from examples.extraction.limits import DEFAULT_LIMITS, FileLimits, LimitError, read_lines, read_npz
 
 
@@ -64,6 +65,15 @@ def load_features(path: Path, limits: FileLimits = DEFAULT_LIMITS) -> dict[str, 
         raise ValueError(f"{path}: not a readable .npz file of plain arrays ({error}). Extract again.") from error
 
 
+def load_pair(folder: Path, limits: FileLimits = DEFAULT_LIMITS) -> tuple[dict[str, np.ndarray], ...]:
+    """The dense and the packing features of four files, by name.
+
+    Raises:
+        ValueError: as `load_features`.
+    """
+    return tuple(load_features(folder / file, limits) for file in (DENSE_FILE, PACKING_FILE))
+
+
 def load_metadata(features_dir: Path, limits: FileLimits = DEFAULT_LIMITS) -> dict:
     """Reads `metadata.json` of a features folder.
 
@@ -115,9 +125,11 @@ def open_features(folder: Path, limits: FileLimits = DEFAULT_LIMITS) -> FeatureS
 
 def _open_paired(folder: Path, metadata: dict, limits: FileLimits) -> FeatureSet:
     check_shape(metadata, {"inputs?": {str: {str: dict}}}, folder / METADATA_FILE)
-    arrays = {}
-    for model, file in (("dense", DENSE_FILE), ("packing", PACKING_FILE)):
-        arrays.update({f"{name} {model}": array for name, array in load_features(folder / file, limits).items()})
+    arrays = {
+        f"{name} {model}": array
+        for model, features in zip(("dense", "packing"), load_pair(folder, limits), strict=True)
+        for name, array in features.items()
+    }
     reports = {
         f"{name} {model}": facts
         for name, models in metadata.get("inputs", {}).items()

@@ -8,20 +8,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from conversion.common import files as shared_files
-from conversion.common.files import write_atomically
-from conversion.common.json_files import check_shape, read_json_object  # noqa: F401
+from conversion.common.files import sha256_of_file, write_atomically
+from conversion.common.json_files import read_json_object
 from examples.extraction.limits import DEFAULT_LIMITS, FileLimits, check_bytes
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of_input(path: Path) -> str:
     """SHA-256 of a file, or of the names and contents of a folder of frames."""
+    if not path.is_dir():
+        return sha256_of_file(path)
     digest = hashlib.sha256()
-    for file in sorted(filter(Path.is_file, path.iterdir())) if path.is_dir() else [path]:
-        if path.is_dir():
-            digest.update(file.name.encode())
+    for file in sorted(filter(Path.is_file, path.iterdir())):
+        digest.update(file.name.encode())
         with open(file, "rb") as stream:
-            for block in iter(lambda: stream.read(1 << 20), b""):
-                digest.update(block)
+            hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
 
 

@@ -10,10 +10,11 @@ from PIL import Image
 from tqdm import tqdm
 from transformers import AutoModel, AutoProcessor
 
+from conversion.common.files import write_atomically
 from examples.extraction.comparisons import compare_features
 from examples.extraction.decoding import pixels_digest
 from examples.extraction.feature_sets import DENSE_FILE, METADATA_FILE, PACKING_FILE
-from examples.extraction.files import exclusive, sha256_of, write_atomically, write_json
+from examples.extraction.files import exclusive, sha256_of_input, write_json
 from examples.extraction.limits import SampleLimits, with_command_line_advice
 from examples.extraction.provenance import describe_device, describe_model, versions
 
@@ -86,7 +87,7 @@ def extract(
 
 def describe_input(path: Path, report: dict) -> dict:
     """What a verifier needs to know to repeat the extraction from one file."""
-    description = {"file": path.name, "sha256": sha256_of(path), **report}
+    description = {"file": path.name, "sha256": sha256_of_input(path), **report}
     if path.is_file() and report.get("kind") == "image":
         with Image.open(path) as image:
             description.update(width=image.width, height=image.height, mode=image.mode, format=image.format)

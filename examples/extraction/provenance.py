@@ -13,7 +13,8 @@ import PIL
 import torch
 import transformers
 
-from examples.extraction.files import read_json, sha256_of
+from conversion.common.files import sha256_of_file
+from examples.extraction.files import read_json
 
 
 # What both majors write into a processor's configuration without an effect on pixels.
@@ -60,9 +61,9 @@ def describe_model(model, model_path: str, revision: str | None) -> dict:
         "revision": revision,
         "commit": getattr(model.config, "_commit_hash", None),
         "config": json.loads(model.config.to_json_string(use_diff=False)),
-        "weights_sha256": {file.name: sha256_of(file) for file in sorted(folder.glob("*.safetensors"))},
+        "weights_sha256": {file.name: sha256_of_file(file) for file in sorted(folder.glob("*.safetensors"))},
         "processor_sha256": _processor_hash(folder),
-        "code_sha256": {file.name: sha256_of(file) for file in sorted(folder.glob("*.py"))},
+        "code_sha256": {file.name: sha256_of_file(file) for file in sorted(folder.glob("*.py"))},
         "attn_implementation": model.config._attn_implementation,
     }
 

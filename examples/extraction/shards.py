@@ -20,7 +20,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from examples.extraction.files import check_shape, write_atomically
+from conversion.common.files import write_atomically
+from conversion.common.json_files import check_shape
 from examples.extraction.limits import DEFAULT_LIMITS, FileLimits, LimitError, read_npz
 
 
