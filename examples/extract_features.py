@@ -73,7 +73,12 @@ def build_parser() -> ArgumentParser:
 
     bulk = parser.add_argument_group("any number of inputs, packing model")
     bulk.add_argument("--inputs", nargs="+", metavar="INPUT", help="files, folders, globs, .jsonl/.csv/.parquet lists")
-    bulk.add_argument("--max_tokens", type=int, help="of a pack (default 16384; 2048 on a CPU)")
+    bulk.add_argument(
+        "--pack_tokens",
+        "--max_tokens",
+        type=int,
+        help="most tokens that share a forward pass (default 16384; 2048 on a CPU); --max_tokens is its old name",
+    )
     bulk.add_argument("--layers", default="-2", help="hidden states and pooler, such as -2,-1,pooler (default -2)")
     bulk.add_argument("--save_dtype", choices=sorted(DTYPES), help="of the saved features (default: --dtype)")
     bulk.add_argument("--format", choices=FORMATS, default="safetensors", help="of the shards")
@@ -114,7 +119,7 @@ def check_options(options: argparse.Namespace) -> None:
         ValueError: for a value that cannot be.
     """
     limits_of(options)
-    sizes = ("num_frames", "max_tokens", "shard_size", "workers")
+    sizes = ("num_frames", "pack_tokens", "shard_size", "workers")
     for name in (*sizes, "max_sample_tokens", "max_image_pixels", "max_frames"):
         value = getattr(options, name)
         if value is not None and value < 1:

@@ -42,7 +42,7 @@ from examples.extraction.shards import (
 
 
 # Large packs keep an accelerator busy; on a CPU they only leave its cache.
-MAX_TOKENS = {"cpu": 2048, "accelerator": 16384}
+PACK_TOKENS = {"cpu": 2048, "accelerator": 16384}
 # Samples wait for each other until they fill this many packs.
 PACKS_PER_WINDOW = 4
 # Processes wait for the slowest at the end; the default of torch is minutes.
@@ -97,13 +97,13 @@ class Encoder:
         save_dtype: of the features that come out.
     """
 
-    def __init__(self, model, processor, layers: list[int | str], max_tokens: int, save_dtype: torch.dtype):
+    def __init__(self, model, processor, layers: list[int | str], pack_tokens: int, save_dtype: torch.dtype):
         self._model, self._processor, self._layers = model, processor, layers
-        self._max_tokens, self._save_dtype = max_tokens, save_dtype
+        self._pack_tokens, self._save_dtype = pack_tokens, save_dtype
 
     def encode(self, window: list[tuple[Item, Decoded]]) -> Iterator[tuple[Item, Decoded, dict[str, torch.Tensor]]]:
         """Features of every sample by layer, on the CPU: `(t, h, w, C)`, and `(C,)` for the pooler."""
-        for pack in plan_packs([len(decoded.pixel_values) for _, decoded in window], self._max_tokens):
+        for pack in plan_packs([len(decoded.pixel_values) for _, decoded in window], self._pack_tokens):
             samples = [window[index] for index in pack]
             features = self._forward([decoded for _, decoded in samples])
             for place, (item, decoded) in enumerate(samples):
@@ -118,7 +118,7 @@ class Encoder:
             output = self._model(**{**batch, **on_device}, vision_feature_layer=self._layers)
         except torch.OutOfMemoryError as error:
             tokens = len(batch["pixel_values"])
-            raise RuntimeError(f"a pack of {tokens} tokens does not fit in memory. Lower --max_tokens.") from error
+            raise RuntimeError(f"a pack of {tokens} tokens does not fit in memory. Lower --pack_tokens.") from error
         states = iter(output.hidden_states or ())
         features = {}
         for layer in self._layers:
@@ -164,7 +164,7 @@ def write_shards(
         StrictError: with `--strict`, at the first file that gives no sample.
     """
     answers = pool.results(item for items in shards.values() for item in items)
-    window_tokens = PACKS_PER_WINDOW * options.max_tokens
+    window_tokens = PACKS_PER_WINDOW * options.pack_tokens
     for shard, items in shards.items():
         writer = ShardWriter(options.output_dir, shard, options.format)
         window, tokens = [], 0
@@ -225,7 +225,9 @@ def describe_run(model, items: list[Item], options: argparse.Namespace) -> dict:
         "feature": f"hidden_states{json.dumps(options.layers)}",
         "layers": [str(layer) for layer in options.layers],
         "inputs": {"count": len(items), "sha256": inputs_digest(items)},
-        **{name: getattr(options, name) for name in ("dtype", "save_dtype", "format", "max_tokens", "shard_size")},
+        **{name: getattr(options, name) for name in ("dtype", "save_dtype", "format", "shard_size")},
+        # The name that folders of earlier versions have, too.
+        "max_tokens": options.pack_tokens,
         **{name: getattr(options, name) for name in ("max_sample_tokens", "max_image_pixels", "max_frames")},
         "video_backend": options.video_backend,
         **describe_device(model.device),
@@ -274,7 +276,7 @@ def run(options: argparse.Namespace) -> int:
     state = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
     device = torch.device(options.device) if options.device and state.num_processes == 1 else state.device
     device = torch.device("cpu") if on_cpu else device
-    options.max_tokens = options.max_tokens or MAX_TOKENS["cpu" if device.type == "cpu" else "accelerator"]
+    options.pack_tokens = options.pack_tokens or PACK_TOKENS["cpu" if device.type == "cpu" else "accelerator"]
     if options.index == "parquet":
         import_pyarrow()
     start_server()
@@ -294,7 +296,7 @@ def run(options: argparse.Namespace) -> int:
         mine = dict(list(enumerate(all_shards))[state.process_index :: state.num_processes])
         missing = {shard: part for shard, part in mine.items() if not is_complete(options.output_dir, shard)}
         total, left = (sum(map(len, part.values())) for part in (mine, missing))
-        encoder = Encoder(model, processor, options.layers, options.max_tokens, getattr(torch, options.save_dtype))
+        encoder = Encoder(model, processor, options.layers, options.pack_tokens, getattr(torch, options.save_dtype))
         limits = SampleLimits(options.max_sample_tokens, options.max_image_pixels, options.max_frames)
         decoding = DecodeOptions(options.packing_model_path, options.revision, limits, options.video_backend)
         progress = Progress(total, total - left, shown=state.is_main_process)

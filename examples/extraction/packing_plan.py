@@ -7,28 +7,28 @@ import numpy as np
 import torch
 
 
-def plan_packs(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+def plan_packs(lengths: Sequence[int], pack_tokens: int) -> list[list[int]]:
     """Fills packs with samples, longest first, each into the first pack with room (first-fit decreasing).
 
     Args:
         lengths: tokens of each sample.
-        max_tokens: of a pack; a longer sample gets a pack of its own.
+        pack_tokens: of a pack; a longer sample gets a pack of its own.
 
     Returns:
         Indices into `lengths`, one list per pack. The same lengths give the same packs.
 
     Raises:
-        ValueError: if `max_tokens` is not positive.
+        ValueError: if `pack_tokens` is not positive.
     """
-    if max_tokens < 1:
-        raise ValueError(f"max_tokens must be at least 1, found {max_tokens}.")
+    if pack_tokens < 1:
+        raise ValueError(f"pack_tokens must be at least 1, found {pack_tokens}.")
     packs: list[list[int]] = []
     rooms: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
         pack = next((pack for pack, room in enumerate(rooms) if lengths[index] <= room), len(packs))
         if pack == len(packs):
             packs.append([])
-            rooms.append(max_tokens)
+            rooms.append(pack_tokens)
         packs[pack].append(index)
         rooms[pack] -= lengths[index]
     return packs

@@ -84,7 +84,7 @@ def four_features(four_arguments, tmp_path_factory):
 def many_arguments(models, many_files):
     """The command over many files in small shards, without its output folder."""
     arguments = ["--packing_model_path", models / "tiny_packing", "--inputs", many_files / "images"]
-    return [*arguments, many_files / "videos", "--shard_size", 8, "--max_tokens", 600, "--layers", "-2,-1,pooler"]
+    return [*arguments, many_files / "videos", "--shard_size", 8, "--pack_tokens", 600, "--layers", "-2,-1,pooler"]
 
 
 @pytest.fixture(scope="session")
