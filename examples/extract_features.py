@@ -56,7 +56,9 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--create_pr", action="store_true", help="publish as a pull request")
 
     parser.add_argument(
-        "--max_sample_tokens", type=int, help="refuse samples of more patches (default: the processor's, 65536)"
+        "--max_sample_tokens",
+        type=int,
+        help="refuse samples of more patches; the processor's max_tokens (default: as it has it, 65536)",
     )
     parser.add_argument(
         "--max_image_pixels", type=int, help="refuse larger images and frames (default: the processor's, 178956970)"

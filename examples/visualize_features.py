@@ -43,7 +43,6 @@ from examples.extraction.limits import (  # noqa: E402
     SampleLimits,
     add_limit_arguments,
     limits_of,
-    with_command_line_advice,
 )
 from examples.extraction.publishing import find_published  # noqa: E402
 
@@ -138,7 +137,7 @@ def draw(sample: Sample, features: FeatureSet, reference: FeatureSet | None, inp
         try:
             drawn.pictures["input"] = strip(inputs.frames(sample.record, True if paired else None), patches=False)
         except (ValueError, OSError) as error:
-            drawn.note = f"No input: {with_command_line_advice(str(error))}."
+            drawn.note = f"No input: {error}."
     mapped = tokens.reshape(*grid, -1)
     drawn.pictures["principal components"] = strip(principal_components(mapped), patches=True)
     other, label = reference, sample.label

@@ -29,7 +29,7 @@ from transformers import AutoProcessor
 
 from examples.extraction.files import sha256_of_input
 from examples.extraction.inputs import Item, kind_of
-from examples.extraction.limits import SampleLimits, with_command_line_advice
+from examples.extraction.limits import SampleLimits, with_options
 
 
 STARTUP_SECONDS = 300.0
@@ -139,7 +139,7 @@ def _serve(connection: Connection, options: DecodeOptions, timeout: float) -> No
 
 
 def _message(error: BaseException) -> str:
-    text = with_command_line_advice(str(error)).strip()
+    text = with_options(str(error)).strip()
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -15,20 +15,8 @@ import numpy as np
 import PIL.Image
 
 
-# What the processor's messages advise, and what can be done on the command line, where max_tokens is a pack's size.
-ADVICE = (
-    (
-        "Raise max_tokens, or pass native_resolution=False to resize, or fewer frames.",
-        "Raise --max_sample_tokens, or "
-        "give a smaller picture or fewer frames (--num_frames, or num_frames in a manifest).",
-    ),
-    ("Enlarge it, or pass native_resolution=False to resize.", "Enlarge it."),
-    ("Raise max_image_pixels", "Raise --max_image_pixels"),
-    ("raise max_image_pixels", "raise --max_image_pixels"),
-    (" and Pillow's own PIL.Image.MAX_IMAGE_PIXELS.", "."),
-    ("Raise max_frames", "Raise --max_frames"),
-    ("max_tokens=", "max_sample_tokens="),
-)
+# The processor's arguments that a command line has under another name, or has not.
+HERE = "Here max_tokens is --max_sample_tokens, and nothing is resized."
 
 
 @dataclass(frozen=True)
@@ -183,8 +171,7 @@ class SampleLimits:
             PIL.Image.MAX_IMAGE_PIXELS = max(PIL.Image.MAX_IMAGE_PIXELS or 0, self.max_image_pixels)
 
 
-def with_command_line_advice(message: str) -> str:
-    """A message of the processor, advising what its reader can do on the command line."""
-    for written, said in ADVICE:
-        message = message.replace(written, said)
-    return message
+def with_options(message: str) -> str:
+    """A message of the processor and, if it advises what is called otherwise on the command line, what it is there."""
+    advises = "max_tokens" in message or "native_resolution" in message
+    return f"{message} {HERE}" if advises else message

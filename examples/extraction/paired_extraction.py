@@ -15,7 +15,7 @@ from examples.extraction.comparisons import compare_features
 from examples.extraction.decoding import pixels_digest
 from examples.extraction.feature_sets import DENSE_FILE, METADATA_FILE, PACKING_FILE
 from examples.extraction.files import exclusive, sha256_of_input, write_json
-from examples.extraction.limits import SampleLimits, with_command_line_advice
+from examples.extraction.limits import SampleLimits, with_options
 from examples.extraction.provenance import describe_device, describe_model, versions
 
 
@@ -76,7 +76,7 @@ def extract(
                 **limits.arguments(),
             )
         except ValueError as error:
-            raise ValueError(with_command_line_advice(str(error))) from error
+            raise ValueError(with_options(str(error))) from error
         (report,) = batch.pop("metadata")
         reports[name] = {**report, "pixels_sha256": pixels_digest(batch["pixel_values"].numpy())}
         with torch.inference_mode():

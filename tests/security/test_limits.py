@@ -6,6 +6,7 @@ import http.server
 import inspect
 import io
 import json
+import re
 import threading
 import zipfile
 from pathlib import Path
@@ -23,7 +24,7 @@ from examples.extraction import inputs as inputs_module
 from examples.extraction.decoding import DecodeOptions, decode
 from examples.extraction.feature_sets import load_features, load_index, load_metadata
 from examples.extraction.inputs import Item, collect_inputs
-from examples.extraction.limits import DEFAULT_LIMITS, FileLimits, LimitError, SampleLimits, read_npz
+from examples.extraction.limits import DEFAULT_LIMITS, HERE, FileLimits, LimitError, SampleLimits, read_npz
 from llava_vit_hf import LlavaViTImageProcessor, LlavaViTProcessor, decoding_llava_vit
 from tests import media
 from tests.conversion.weights import peaked_state_dict, tiny_config
@@ -347,14 +348,29 @@ class TestFiles:
 
 
 class TestAdvice:
-    """What a run over many files records must be something that its command line has."""
+    """The processor's words come through as they are; what they name is on the command line, or is said to be not."""
+
+    @staticmethod
+    def check_options_of(message: str) -> None:
+        known = {option for action in build_parser()._actions for option in action.option_strings}
+        advised = set(re.findall(r"\b(?:max_\w+|native_resolution)\b", message))
+        renamed = {"max_tokens", "native_resolution"}
+        assert {f"--{name}" for name in advised - renamed} <= known
+        assert message.endswith(HERE) == bool(advised & renamed) and message.count(HERE) <= 1
+        assert "--max_sample_tokens" in HERE and "--max_sample_tokens" in known
+
+    def test_the_help_says_what_max_tokens_is(self, capsys):
+        with pytest.raises(SystemExit):
+            parse_arguments(["--help"])
+        text = " ".join(capsys.readouterr().out.split())
+        assert "patches; the processor's max_tokens" in text and "--max_tokens is its old name" in text
 
     @pytest.mark.parametrize(
         "given, switch",
         [
-            ({"max_sample_tokens": 5}, "more than max_sample_tokens=5. Raise --max_sample_tokens"),
-            ({"max_image_pixels": 1175}, "more than max_image_pixels=1175. Raise --max_image_pixels"),
-            ({"max_frames": 7}, "more than max_frames=7. Raise --max_frames"),
+            ({"max_sample_tokens": 5}, "more than max_tokens=5. Raise max_tokens"),
+            ({"max_image_pixels": 1175}, "more than max_image_pixels=1175. Raise max_image_pixels"),
+            ({"max_frames": 7}, "more than max_frames=7. Raise max_frames"),
         ],
     )
     def test_limits(self, packing, tmp_path, given, switch):
@@ -363,15 +379,14 @@ class TestAdvice:
         image = tmp_path / "a.png"
         media.image(42, 28).save(image)
         video = media.write_video(tmp_path / "a.mp4", media.frames(8, 28, 42))
-        known = {option for action in build_parser()._actions for option in action.option_strings}
         for path, kind in ((image, "image"), (video, "video")):
             if kind == "image" and "max_frames" in given:
                 continue
             with pytest.raises(ValueError) as caught:
                 decode(packing, Item(0, "a", str(path), kind, 8), DecodeOptions(".", limits=SampleLimits(**given)))
             message = _message(caught.value)
-            assert switch in message and "native_resolution" not in message
-            assert {word.strip(".,()") for word in message.split() if word.lstrip("(").startswith("--")} <= known
+            assert str(caught.value) in message and switch in message
+            self.check_options_of(message)
 
     def test_small_pictures(self, packing, tmp_path):
         from examples.extraction.decoding import _message
@@ -379,7 +394,9 @@ class TestAdvice:
         media.image(5, 5).save(tmp_path / "a.png")
         with pytest.raises(ValueError) as caught:
             decode(packing, Item(0, "a", str(tmp_path / "a.png"), "image", 8), DecodeOptions("."))
-        assert _message(caught.value).endswith("smaller than one patch of 14x14. Enlarge it.")
+        message = _message(caught.value)
+        assert "smaller than one patch of 14x14. Enlarge it" in message
+        self.check_options_of(message)
 
     def test_a_higher_limit_counts_for_pillow_too(self, packing, tmp_path, monkeypatch):
         media.image(60, 60).save(tmp_path / "a.png")

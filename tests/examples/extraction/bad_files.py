@@ -69,7 +69,7 @@ def _unreadable_images(folder: Path) -> Iterator[Case]:
     for name, width, height, error in (
         ("1x10000.png", 1, 10000, "smaller than one patch"),
         ("10000x3.png", 10000, 3, "smaller than one patch"),
-        ("over_the_cap.png", 400, 240, f"max_sample_tokens={MAX_SAMPLE_TOKENS}"),
+        ("over_the_cap.png", 400, 240, f"max_tokens={MAX_SAMPLE_TOKENS}"),
     ):
         media.image(width, height).save(folder / name)
         yield Case(name, error)
@@ -149,7 +149,7 @@ def _unreadable_videos(folder: Path) -> Iterator[Case]:
         media.image(40 + index, 40).save(folder / "unequal_frames" / f"{index}.png")
     yield Case("unequal_frames", "one size")
     media.write_video(folder / "long_over_the_cap.mp4", media.frames(8, 100, 100))
-    yield Case("long_over_the_cap.mp4", f"max_sample_tokens={MAX_SAMPLE_TOKENS}")
+    yield Case("long_over_the_cap.mp4", f"max_tokens={MAX_SAMPLE_TOKENS}")
 
 
 def _odd_videos(folder: Path) -> Iterator[Case]:
