@@ -8,7 +8,6 @@ Against a reference it says first whether inputs, frames, processor and weights 
 whether the features are. Exit code 0 only if everything passes. Runs no model.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -17,33 +16,39 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conversion.common.arguments import ArgumentParser  # noqa: E402
 from examples.extraction.comparisons import DEFAULT_THRESHOLD, Report, compare_features, compare_runs  # noqa: E402
-from examples.extraction.feature_sets import (  # noqa: E402
-    DENSE_FILE,
-    PACKING_FILE,
-    is_paired,
-    load_features,
-    load_metadata,
-    open_features,
-)
-from examples.extraction.limits import add_limit_arguments, limits_of  # noqa: E402
+from examples.extraction.feature_sets import is_paired, load_metadata, load_pair, open_features  # noqa: E402
+from examples.extraction.limits import DEFAULT_LIMITS, FileLimits  # noqa: E402
+from examples.extraction.options import add_file_limits, from_options  # noqa: E402
 from examples.extraction.publishing import find_published  # noqa: E402
 
 
-def verify(options: argparse.Namespace) -> Report:
-    """Compares as the options say.
+def verify(
+    features_dir: Path,
+    reference: str | None = None,
+    revision: str | None = None,
+    threshold: float = DEFAULT_THRESHOLD,
+    limits: FileLimits = DEFAULT_LIMITS,
+) -> Report:
+    """Compares a run with another, or the two models of a run with each other.
+
+    Args:
+        features_dir: folder of the run.
+        reference: another run: its folder, or a repo id with features in `verification/`.
+        revision: of the reference, where it is a repo.
+        threshold: smallest cosine of a token that passes.
 
     Raises:
         ValueError: if features are missing or damaged.
     """
-    folder, limits = options.features_dir, limits_of(options)
-    dtype = load_metadata(folder, limits)["dtype"]
-    if options.reference is not None:
-        reference = find_published(options.reference, options.revision)
-        return compare_runs(open_features(folder, limits), open_features(reference, limits), options.threshold)
-    if not is_paired(folder):
-        raise ValueError(f"--features_dir {folder} holds the features of one model: pass --reference to compare with.")
-    dense, packing = (load_features(folder / file, limits) for file in (DENSE_FILE, PACKING_FILE))
-    return compare_features(dense, packing, dtype, options.threshold)
+    dtype = load_metadata(features_dir, limits)["dtype"]
+    if reference is not None:
+        other = find_published(reference, revision)
+        return compare_runs(open_features(features_dir, limits), open_features(other, limits), threshold)
+    if not is_paired(features_dir):
+        raise ValueError(
+            f"--features_dir {features_dir} holds the features of one model: pass --reference to compare with."
+        )
+    return compare_features(*load_pair(features_dir, limits), dtype, threshold)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -52,10 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reference", help="another run: its folder, or a repo id with features in verification/")
     parser.add_argument("--revision", help="commit of the reference, when it is a repo; pin one to be repeatable")
     parser.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="smallest token cosine that passes")
-    add_limit_arguments(parser)
+    add_file_limits(parser)
     options = parser.parse_args(arguments)
     try:
-        report = verify(options)
+        limits = from_options(FileLimits, options)
+        report = verify(options.features_dir, options.reference, options.revision, options.threshold, limits)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -6,14 +6,13 @@ turns at shards, a killed run continues with the shards that are not complete, a
 decided within a shard. So neither the number of processes nor how often a run was killed changes a single bit.
 """
 
-import argparse
 import json
 import os
 import shutil
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from datetime import timedelta
 
 import torch
@@ -25,9 +24,9 @@ from examples.extraction.decoding import Decoded, DecodeOptions, DecoderPool, Fa
 from examples.extraction.feature_sets import METADATA_FILE
 from examples.extraction.files import exclusive, read_json, write_json
 from examples.extraction.inputs import Item, collect_inputs, inputs_digest
-from examples.extraction.limits import SampleLimits, limits_of
 from examples.extraction.packing_plan import pack_inputs, plan_packs
-from examples.extraction.provenance import describe_device, describe_model, versions
+from examples.extraction.provenance import check_model_path, describe_device, describe_model, versions
+from examples.extraction.requests import BulkRequest
 from examples.extraction.shards import (
     FAILURES_FILE,
     INDEX_FILE,
@@ -57,23 +56,7 @@ class StrictError(ValueError):
     """A file gave no sample, and the run was to stop at the first."""
 
 
-def parse_layers(text: str) -> list[int | str]:
-    """`-2,-1,pooler` to `[-2, -1, "pooler"]`.
-
-    Raises:
-        ValueError: for an empty list, a layer named twice, and what is neither an integer nor `pooler`.
-    """
-    names = [name.strip() for name in text.split(",")]
-    try:
-        layers = [name if name == "pooler" else int(name) for name in names]
-    except ValueError:
-        raise ValueError(f"--layers {text}: expected integers and pooler, separated by commas.") from None
-    if len(set(layers)) != len(layers):
-        raise ValueError(f"--layers {text}: a layer is named twice.")
-    return layers
-
-
-def check_layers(layers: list[int | str], config) -> None:
+def check_layers(layers: Sequence[int | str], config) -> None:
     """Compares the layers with a model's configuration, before its weights are read.
 
     Raises:
@@ -156,27 +139,27 @@ def cut_into_shards(items: list[Item], shard_size: int) -> list[list[Item]]:
 
 
 def write_shards(
-    shards: dict[int, list[Item]], pool: DecoderPool, encoder: Encoder, progress: Progress, options: argparse.Namespace
+    shards: dict[int, list[Item]], pool: DecoderPool, encoder: Encoder, progress: Progress, request: BulkRequest
 ) -> None:
     """Extracts and writes shards, one after another, while the pool reads ahead.
 
     Raises:
-        StrictError: with `--strict`, at the first file that gives no sample.
+        StrictError: if the request is strict, at the first file that gives no sample.
     """
     answers = pool.results(item for items in shards.values() for item in items)
-    window_tokens = PACKS_PER_WINDOW * options.pack_tokens
+    window_tokens = PACKS_PER_WINDOW * request.pack_tokens
     for shard, items in shards.items():
-        writer = ShardWriter(options.output_dir, shard, options.format)
+        writer = ShardWriter(request.output_dir, shard, request.format)
         window, tokens = [], 0
         for place, (item, answer) in enumerate(_take(answers, len(items)), start=1):
             if isinstance(answer, Failure):
-                _fail(writer, item, answer.error, options, progress)
+                _fail(writer, item, answer.error, request, progress)
             else:
                 window.append((item, answer))
                 tokens += len(answer.pixel_values)
             if window and (tokens >= window_tokens or place == len(items)):
                 for sample in encoder.encode(window):
-                    _add(writer, *sample, options, progress)
+                    _add(writer, *sample, request, progress)
                 window, tokens = [], 0
         writer.finish()
 
@@ -186,9 +169,11 @@ def _take(answers: Iterator, count: int) -> Iterator:
         yield next(answers)
 
 
-def _add(writer: ShardWriter, item: Item, decoded: Decoded, features: dict, options, progress: Progress) -> None:
+def _add(
+    writer: ShardWriter, item: Item, decoded: Decoded, features: dict, request: BulkRequest, progress: Progress
+) -> None:
     if not all(bool(torch.isfinite(values).all()) for values in features.values()):
-        _fail(writer, item, f"features of dtype {options.dtype} hold NaN or infinity; try float32", options, progress)
+        _fail(writer, item, f"features of dtype {request.dtype} hold NaN or infinity; try float32", request, progress)
         return
     tokens = len(decoded.pixel_values)
     report = {name: decoded.report[name] for name in REPORTED if name in decoded.report}
@@ -196,55 +181,58 @@ def _add(writer: ShardWriter, item: Item, decoded: Decoded, features: dict, opti
     progress.add(tokens=tokens)
 
 
-def _fail(writer: ShardWriter, item: Item, error: str, options, progress: Progress) -> None:
-    if options.strict:
+def _fail(writer: ShardWriter, item: Item, error: str, request: BulkRequest, progress: Progress) -> None:
+    if request.strict:
         raise StrictError(f"{item.path}: {error}")
     writer.fail(item.index, {"id": item.id, "path": os.path.abspath(item.path), "error": error})
     progress.add(failures=1)
 
 
-def _load(options: argparse.Namespace, device: torch.device):
-    loading = {"trust_remote_code": True, "revision": options.revision}
-    processor = AutoProcessor.from_pretrained(options.packing_model_path, **loading)
+def _load(request: BulkRequest, device: torch.device):
+    loading = {"trust_remote_code": True, "revision": request.revision}
+    processor = AutoProcessor.from_pretrained(request.packing_model_path, **loading)
     if "grid_thw" not in processor.model_input_names:
         raise ValueError(
-            f"--packing_model_path {options.packing_model_path}: this is a dense model; inputs of many sizes need a "
+            f"--packing_model_path {request.packing_model_path}: this is a dense model; inputs of many sizes need a "
             "packing one. conversion/convert_vit_preview_v0_hf_to_packing.py makes it from the dense folder."
         )
-    check_layers(options.layers, AutoConfig.from_pretrained(options.packing_model_path, **loading))
-    dtype = getattr(torch, options.dtype)
+    check_layers(request.layers, AutoConfig.from_pretrained(request.packing_model_path, **loading))
+    dtype = getattr(torch, request.dtype)
     model = AutoModel.from_pretrained(
-        options.packing_model_path, dtype=dtype, attn_implementation=options.attn_implementation, **loading
+        request.packing_model_path, dtype=dtype, attn_implementation=request.attn_implementation, **loading
     )
     return model.to(device).eval(), processor
 
 
-def describe_run(model, items: list[Item], options: argparse.Namespace) -> dict:
+def describe_run(model, items: list[Item], request: BulkRequest) -> dict:
     """Everything that the features depend on. A run only continues if it is all the same."""
     return {
-        "feature": f"hidden_states{json.dumps(options.layers)}",
-        "layers": [str(layer) for layer in options.layers],
+        "feature": f"hidden_states{json.dumps(request.layers)}",
+        "layers": [str(layer) for layer in request.layers],
         "inputs": {"count": len(items), "sha256": inputs_digest(items)},
-        **{name: getattr(options, name) for name in ("dtype", "save_dtype", "format", "shard_size")},
+        "dtype": request.dtype,
+        "save_dtype": request.saved_dtype,
+        "format": request.format,
         # The name that folders of earlier versions have, too.
-        "max_tokens": options.pack_tokens,
-        **{name: getattr(options, name) for name in ("max_sample_tokens", "max_image_pixels", "max_frames")},
-        "video_backend": options.video_backend,
+        "max_tokens": request.pack_tokens,
+        "shard_size": request.shard_size,
+        **asdict(request.sample_limits),
+        "video_backend": request.video_backend,
         **describe_device(model.device),
         "versions": versions(),
-        "models": {"packing": describe_model(model, options.packing_model_path, options.revision)},
+        "models": {"packing": describe_model(model, request.packing_model_path, request.revision)},
     }
 
 
-def _prepare_folder(run: dict, options: argparse.Namespace) -> None:
+def _prepare_folder(run: dict, request: BulkRequest) -> None:
     """Starts a run in the output folder, or makes sure that it continues the one that is there.
 
     Raises:
         ValueError: if the folder holds another run.
     """
-    folder = options.output_dir
+    folder = request.output_dir
     path = folder / METADATA_FILE
-    if options.overwrite:
+    if request.overwrite:
         shutil.rmtree(folder / SHARDS_FOLDER, ignore_errors=True)
         for name in (METADATA_FILE, INDEX_FILE, FAILURES_FILE, PARQUET_FILE):
             (folder / name).unlink(missing_ok=True)
@@ -264,67 +252,66 @@ def _prepare_folder(run: dict, options: argparse.Namespace) -> None:
     write_json(path, run)
 
 
-def run(options: argparse.Namespace) -> int:
-    """Extracts features of all of `options.inputs`. Returns the exit code.
+def extract_many(request: BulkRequest) -> dict[str, int] | None:
+    """Extracts features of all inputs, or what is missing of them, on this process or on all that Accelerate started.
+
+    Returns:
+        The run's counts of `samples`, `failures`, `tokens` and `shards`; None on all processes but the main one.
 
     Raises:
-        ValueError: for options that cannot be, another run in the folder, finished or at work, and with `--strict` a
-            file without a sample.
+        ValueError: for inputs or a model that cannot be, another run in the folder, finished or at work, and, if the
+            request is strict, a file without a sample.
+        ImportError: for Parquet without pyarrow.
+        OSError: if the model cannot be had.
         RuntimeError: if a pack does not fit in memory, or no reading process starts.
     """
-    on_cpu = options.device == "cpu"
+    check_model_path("packing_model_path", request.packing_model_path)
+    on_cpu = request.device == "cpu"
     state = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
-    device = torch.device(options.device) if options.device and state.num_processes == 1 else state.device
+    device = torch.device(request.device) if request.device and state.num_processes == 1 else state.device
     device = torch.device("cpu") if on_cpu else device
-    options.pack_tokens = options.pack_tokens or PACK_TOKENS["cpu" if device.type == "cpu" else "accelerator"]
-    if options.index == "parquet":
+    if request.pack_tokens is None:
+        request = replace(request, pack_tokens=PACK_TOKENS["cpu" if device.type == "cpu" else "accelerator"])
+    if request.index == "parquet":
         import_pyarrow()
     start_server()
-    items = collect_inputs(options.inputs, options.num_frames, limits_of(options))
+    items = collect_inputs([str(entry) for entry in request.inputs], request.num_frames, request.file_limits)
     # One process at a time: transformers copies the model's code into a cache that they share.
     with state.local_main_process_first():
-        model, processor = _load(options, device)
+        model, processor = _load(request, device)
     with ExitStack() as held:
         if state.is_main_process:
             # Held by the one process for all of its run's.
-            held.enter_context(exclusive(options.output_dir))
-            _prepare_folder(describe_run(model, items, options), options)
+            held.enter_context(exclusive(request.output_dir))
+            _prepare_folder(describe_run(model, items, request), request)
         state.wait_for_everyone()
 
-        all_shards = cut_into_shards(items, options.shard_size)
+        all_shards = cut_into_shards(items, request.shard_size)
         # In turns, as videos often come last in a list and would all fall to the last process.
         mine = dict(list(enumerate(all_shards))[state.process_index :: state.num_processes])
-        missing = {shard: part for shard, part in mine.items() if not is_complete(options.output_dir, shard)}
+        missing = {shard: part for shard, part in mine.items() if not is_complete(request.output_dir, shard)}
         total, left = (sum(map(len, part.values())) for part in (mine, missing))
-        encoder = Encoder(model, processor, options.layers, options.pack_tokens, getattr(torch, options.save_dtype))
-        limits = SampleLimits(options.max_sample_tokens, options.max_image_pixels, options.max_frames)
-        decoding = DecodeOptions(options.packing_model_path, options.revision, limits, options.video_backend)
+        encoder = Encoder(
+            model, processor, list(request.layers), request.pack_tokens, getattr(torch, request.saved_dtype)
+        )
+        decoding = DecodeOptions(
+            request.packing_model_path, request.revision, request.sample_limits, request.video_backend
+        )
         progress = Progress(total, total - left, shown=state.is_main_process)
         if missing:
-            with DecoderPool(decoding, options.workers, options.decode_timeout) as pool:
-                write_shards(missing, pool, encoder, progress, options)
+            with DecoderPool(decoding, request.workers, request.decode_timeout) as pool:
+                write_shards(missing, pool, encoder, progress, request)
         progress.close()
         state.wait_for_everyone()
-        counts = _finish(options, len(all_shards)) if state.is_main_process else {"samples": 1}
+        counts = _finish(request, len(all_shards)) if state.is_main_process else None
         state.wait_for_everyone()
-        return 0 if counts["samples"] else 1
+        return counts
 
 
-def is_main_process() -> bool:
-    """Whether this is the process that reports and publishes."""
-    return PartialState().is_main_process
-
-
-def _finish(options: argparse.Namespace, shards: int) -> dict[str, int]:
-    folder = options.output_dir
-    counts = merge_shards(folder, shards, parquet=options.index == "parquet")
+def _finish(request: BulkRequest, shards: int) -> dict[str, int]:
+    folder = request.output_dir
+    counts = merge_shards(folder, shards, parquet=request.index == "parquet")
     for partial in shard_path(folder, 0).parent.glob(".*.partial"):
         partial.unlink()
     write_json(folder / METADATA_FILE, {**read_json(folder / METADATA_FILE), "counts": counts})
-    print(
-        f"{folder}: features of {counts['samples']} samples, {counts['tokens']} tokens, in {shards} shards; "
-        f"{counts['failures']} failures"
-    )
-    if counts["failures"]:
-        print(f"see {folder / FAILURES_FILE}", file=sys.stderr)
-    return counts
+    return {**counts, "shards": shards}

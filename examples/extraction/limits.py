@@ -1,7 +1,6 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """How large inputs and files of others may be, so that none fills the memory; and reading them, without pickle."""
 
-import argparse
 import struct
 import tokenize
 import zipfile
@@ -17,6 +16,16 @@ import PIL.Image
 
 # The processor's arguments that a command line has under another name, or has not.
 HERE = "Here max_tokens is --max_sample_tokens, and nothing is resized."
+
+
+def check_positive(name: str, value: int | None) -> None:
+    """Refuses a size or a number below 1; None is for what was not given.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if value is not None and value < 1:
+        raise ValueError(f"--{name} must be at least 1, found {value}.")
 
 
 @dataclass(frozen=True)
@@ -35,35 +44,16 @@ class FileLimits:
     max_manifest_bytes: int = 2**30
     max_line_bytes: int = 16 * 2**20
 
+    def __post_init__(self):
+        for field in fields(self):
+            check_positive(field.name, getattr(self, field.name))
+
 
 DEFAULT_LIMITS = FileLimits()
 
 
 class LimitError(ValueError):
     """A file that is larger than a limit; the message names the option that raises it."""
-
-
-def add_limit_arguments(parser: argparse.ArgumentParser, names: tuple[str, ...] | None = None) -> None:
-    """Adds options for all limits, or for some."""
-    group = parser.add_argument_group("largest files that are read, in bytes")
-    for field in fields(FileLimits):
-        if names is None or field.name in names:
-            group.add_argument(
-                f"--{field.name}", type=int, default=field.default, metavar="BYTES", help=f"default {field.default}"
-            )
-
-
-def limits_of(options: argparse.Namespace) -> FileLimits:
-    """The limits that a command line gives.
-
-    Raises:
-        ValueError: for one below 1.
-    """
-    given = {field.name: getattr(options, field.name, field.default) for field in fields(FileLimits)}
-    for name, value in given.items():
-        if value < 1:
-            raise ValueError(f"--{name} must be at least 1, found {value}.")
-    return FileLimits(**given)
 
 
 def check_bytes(where: str | Path, found: int, limits: FileLimits, name: str) -> None:
@@ -159,6 +149,10 @@ class SampleLimits:
     max_sample_tokens: int | None = None
     max_image_pixels: int | None = None
     max_frames: int | None = None
+
+    def __post_init__(self):
+        for field in fields(self):
+            check_positive(field.name, getattr(self, field.name))
 
     def arguments(self) -> dict[str, int]:
         """What a call of the processor takes."""

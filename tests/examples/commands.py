@@ -5,7 +5,13 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
+
+from examples import extract_features
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,6 +35,23 @@ def run(script: str, *arguments, env: dict[str, str] | None = None, timeout: flo
         timeout=timeout,
         check=False,
     )
+
+
+@contextmanager
+def on_one_thread() -> Iterator[None]:
+    """As `environment` has it, and the other runs that this one's bits are compared with."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def extract(*arguments) -> int:
+    """The extraction script in this process, which spares its start. Its exit code."""
+    with on_one_thread():
+        return extract_features.main([str(argument) for argument in arguments])
 
 
 def run_well(script: str, *arguments, **options) -> str:

@@ -17,7 +17,8 @@ from transformers import AutoModel, AutoProcessor
 
 from conversion.common.metrics import Bounds, compare
 from examples import extract_features
-from examples.extraction.bulk_extraction import check_layers, cut_into_shards, parse_layers
+from examples.extract_features import parse_layers
+from examples.extraction.bulk_extraction import check_layers, cut_into_shards
 from examples.extraction.feature_sets import open_features
 from tests import media
 from tests.examples.commands import EXAMPLES, contents, environment, read_lines, run_well
@@ -161,6 +162,8 @@ def test_no_sample_at_all_is_a_failed_run(models, tmp_path):
         (["--inputs", ".", "--layer", "-2"], "--layer is unknown; did you mean --layers?"),
         (["--inputs", ".", "--pack_tokens", "0"], "--pack_tokens must be at least 1"),
         (["--inputs", ".", "--max_tokens", "0"], "--pack_tokens must be at least 1"),
+        (["--inputs", ".", "--max_sample_tokens", "0"], "--max_sample_tokens must be at least 1"),
+        (["--inputs", ".", "--format", "npz", "--dtype", "bfloat16"], "--format npz cannot hold bfloat16"),
         (["--inputs", ".", "--decode_timeout", "0"], "--decode_timeout must be positive"),
         (["--inputs", ".", "--image1", "1.jpg"], "found also --image1"),
         ([], "--hf_model_path, --image1"),
@@ -210,7 +213,7 @@ def test_a_layer_that_the_model_has_not_is_refused_before_anything_is_loaded(
 
 
 def test_layers_and_shards():
-    assert parse_layers("-2, -1,pooler") == [-2, -1, "pooler"]
+    assert parse_layers("-2, -1,pooler") == (-2, -1, "pooler")
     assert cut_into_shards(list(range(5)), 2) == [[0, 1], [2, 3], [4]]
 
 

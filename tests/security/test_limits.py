@@ -19,7 +19,7 @@ import torch
 from conversion.checkpoints.checkpoint import CheckpointError, read_checkpoint
 from conversion.verification.report import read_report
 from examples import verify_features
-from examples.extract_features import build_parser, check_options, parse_arguments
+from examples.extract_features import build_parser, parse_arguments, request_of
 from examples.extraction import inputs as inputs_module
 from examples.extraction.decoding import DecodeOptions, decode
 from examples.extraction.feature_sets import load_features, load_index, load_metadata
@@ -224,7 +224,7 @@ class TestFiles:
         assert verify_features.main([*arguments, "--max_archive_bytes", "0"]) == 2
         assert "--max_archive_bytes must be at least 1" in capsys.readouterr().err
         with pytest.raises(ValueError, match="--max_frames must be at least 1"):
-            check_options(parse_arguments(["--packing_model_path", ".", "--inputs", ".", "--max_frames", "0"]))
+            request_of(parse_arguments(["--packing_model_path", ".", "--inputs", ".", "--max_frames", "0"]))
 
     def test_json(self, tmp_path):
         path = tmp_path / "metadata.json"

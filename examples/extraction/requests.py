@@ -1,0 +1,138 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""What to extract: of four files with both models, or of any number with the packing model.
+
+A request that can be made is one that makes sense by itself; what it names is looked for when it is carried out.
+Messages name a field as the command line does, `--field`. Paths may be given as text.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from examples.extraction.comparisons import DEFAULT_THRESHOLD
+from examples.extraction.feature_sets import DTYPES
+from examples.extraction.limits import DEFAULT_LIMITS, FileLimits, SampleLimits, check_positive
+from examples.extraction.shards import FORMATS
+
+
+INPUT_NAMES = ("image1", "image2", "video1", "video2")
+INDEXES = ("jsonl", "parquet")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractionRequest:
+    """What both kinds of extraction are told.
+
+    Attributes:
+        packing_model_path: folder or repo id of a packing model. Its code is executed.
+        output_dir: where the features go.
+        num_frames: sampled from each video.
+        dtype: that the models compute in.
+        device: `cpu`, `cuda`, `cuda:1` and so on; None is the CPU for four files, and Accelerate's choice for many.
+        revision: commit of the model repos, where they are on the Hub.
+        sample_limits: of images and videos.
+    """
+
+    packing_model_path: str
+    output_dir: Path
+    num_frames: int = 8
+    dtype: str = "float32"
+    device: str | None = None
+    attn_implementation: str = "sdpa"
+    revision: str | None = None
+    sample_limits: SampleLimits = SampleLimits()
+
+    def __post_init__(self):
+        for field in fields(self):
+            if field.type is Path:
+                object.__setattr__(self, field.name, Path(getattr(self, field.name)))
+        check_positive("num_frames", self.num_frames)
+        _check_choice("dtype", self.dtype, DTYPES)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedRequest(ExtractionRequest):
+    """Two images and two videos, to be run through the dense and the packing model.
+
+    Attributes:
+        hf_model_path: folder or repo id of the dense model. Its code is executed.
+        threshold: smallest cosine of a token that passes.
+    """
+
+    hf_model_path: str
+    image1: Path
+    image2: Path
+    video1: Path
+    video2: Path
+    threshold: float = DEFAULT_THRESHOLD
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """The four files by name."""
+        return {name: getattr(self, name) for name in INPUT_NAMES}
+
+
+@dataclass(frozen=True, kw_only=True)
+class BulkRequest(ExtractionRequest):
+    """Any number of images and videos, to be run through the packing model.
+
+    Attributes:
+        inputs: files, folders, globs and manifests; see `collect_inputs`.
+        pack_tokens: most tokens that share a forward pass; None is 2048 on a CPU and 16384 elsewhere.
+        layers: hidden states by index, and `"pooler"`.
+        save_dtype: of the saved features; None is `dtype`.
+        format: of the shards, `"safetensors"` or `"npz"`.
+        shard_size: inputs of a shard.
+        index: `"parquet"` writes one beside `index.jsonl`.
+        workers: processes that read files.
+        decode_timeout: seconds to read one file.
+        video_backend: see the processor; None is decord where it is exact, else PyAV.
+        strict: stop at the first file that gives no sample.
+        overwrite: start again where another run is.
+        file_limits: of manifests.
+    """
+
+    inputs: Sequence[str | Path]
+    pack_tokens: int | None = None
+    layers: tuple[int | str, ...] = (-2,)
+    save_dtype: str | None = None
+    format: str = "safetensors"
+    shard_size: int = 256
+    index: str = "jsonl"
+    workers: int = 2
+    decode_timeout: float = 60.0
+    video_backend: str | None = None
+    strict: bool = False
+    overwrite: bool = False
+    file_limits: FileLimits = DEFAULT_LIMITS
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("pack_tokens", "shard_size", "workers"):
+            check_positive(name, getattr(self, name))
+        if not self.decode_timeout > 0:
+            raise ValueError(f"--decode_timeout must be positive, found {self.decode_timeout:g}.")
+        if isinstance(self.inputs, str | Path):
+            raise ValueError(f"--inputs must be a list of entries, found {str(self.inputs)!r} alone.")
+        _check_choice("format", self.format, FORMATS)
+        _check_choice("index", self.index, INDEXES)
+        _check_choice("save_dtype", self.saved_dtype, DTYPES)
+        if self.format == "npz" and self.saved_dtype == "bfloat16":
+            raise ValueError(
+                "--format npz cannot hold bfloat16: give --save_dtype float32 or float16, or safetensors."
+            )
+        text = ",".join(map(str, self.layers))
+        if not self.layers or not all(isinstance(layer, int) or layer == "pooler" for layer in self.layers):
+            raise ValueError(f"--layers {text}: expected integers and pooler, separated by commas.")
+        if len(set(self.layers)) != len(self.layers):
+            raise ValueError(f"--layers {text}: a layer is named twice.")
+
+    @property
+    def saved_dtype(self) -> str:
+        """Of the features on disk."""
+        return self.save_dtype or self.dtype
+
+
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"--{name} must be one of {', '.join(choices)}, found {value!r}.")
