@@ -311,7 +311,7 @@ def extract_many(request: BulkRequest) -> dict[str, int] | None:
 def _finish(request: BulkRequest, shards: int) -> dict[str, int]:
     folder = request.output_dir
     counts = merge_shards(folder, shards, parquet=request.index == "parquet")
-    for partial in shard_path(folder, 0).parent.glob(".*.partial"):
+    for partial in shard_path(folder, 0).parent.glob(".partial-*"):
         partial.unlink()
     write_json(folder / METADATA_FILE, {**read_json(folder / METADATA_FILE), "counts": counts})
     return {**counts, "shards": shards}

@@ -21,7 +21,7 @@ from examples.extract_features import parse_layers
 from examples.extraction.bulk_extraction import check_layers, cut_into_shards
 from examples.extraction.feature_sets import open_features
 from tests import media
-from tests.examples.commands import EXAMPLES, contents, environment, read_lines, run_well
+from tests.examples.commands import EXAMPLES, ROOT, contents, environment, read_lines, run_well
 
 
 DATA = ("index.jsonl", "failures.jsonl", "metadata.json")
@@ -66,32 +66,49 @@ def test_two_processes_give_the_same_as_one(many_arguments, many_features, tmp_p
     assert contents(tmp_path) == contents(many_features)
 
 
-def kill_after(seconds_of_shards: int, command: list[str], folder: Path) -> None:
+def complete_shards(folder: Path) -> list[Path]:
+    """Without those that are being written, whose names start with a dot."""
+    return list(folder.glob("shards/[!.]*.jsonl"))
+
+
+def kill_after(shards: int, command: list[str], folder: Path) -> None:
     """Kills a run, with everything it started, once so many shards are complete."""
     process = subprocess.Popen(
         command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
     deadline = time.monotonic() + 120
-    while len(list(folder.glob("shards/*.jsonl"))) < seconds_of_shards:
+    while len(complete_shards(folder)) < shards:
         assert process.poll() is None and time.monotonic() < deadline, "the run ended before it could be killed"
         time.sleep(0.005)
     process.kill()
     process.wait()
 
 
+# Leaves what a kill leaves of a file that is being written.
+KILLED_WRITE = """
+import os, sys
+from pathlib import Path
+from conversion.common.files import write_atomically
+write_atomically(Path(sys.argv[1]).with_name("00099.safetensors"), lambda stream: os._exit(0))
+"""
+
+
 def test_a_killed_run_continues_to_the_same_features(many_arguments, many_features, tmp_path):
     arguments = [*map(str, many_arguments), "--output_dir", str(tmp_path), "--device", "cpu"]
     command = [sys.executable, str(EXAMPLES / "extract_features.py"), *arguments]
     kill_after(1, command, tmp_path)
-    first = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("shards/*.jsonl")}
+    first = {path.name: path.stat().st_mtime_ns for path in complete_shards(tmp_path)}
     kill_after(len(first) + 2, command, tmp_path)
     # What a crash of the machine may leave: a shard whose tensors are not whole.
     damaged = sorted(tmp_path.glob("shards/*.safetensors"))[-1]
     damaged.write_bytes(damaged.read_bytes()[:-100])
+    before = contents(tmp_path).keys()
+    subprocess.run([sys.executable, "-c", KILLED_WRITE, damaged], cwd=ROOT, check=True)
+    assert contents(tmp_path).keys() > before
     output = run_well("extract_features.py", *arguments)
     assert "66 samples" in output and "0 failures" in output
     assert contents(tmp_path) == contents(many_features)
-    kept = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("shards/*.jsonl")}
+    kept = {path.name: path.stat().st_mtime_ns for path in complete_shards(tmp_path)}
     assert len(first) >= 1 and all(
         kept[name] == time for name, time in first.items() if name != damaged.stem + ".jsonl"
     )
@@ -263,7 +280,7 @@ def test_no_process_outlives_a_killed_run(models, four_files, tmp_path):
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    while not list((tmp_path / "f").glob("shards/*.jsonl")):
+    while not complete_shards(tmp_path / "f"):
         assert process.poll() is None
         time.sleep(0.02)
     children = psutil.Process(process.pid).children(recursive=True)
