@@ -1,11 +1,15 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
-"""Tiny model folders and media for the tests of the examples."""
+"""Tiny model folders, media and features for the tests of the examples, written once for all of xdist's workers."""
 
 import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import PIL.Image
 import pytest
+from filelock import FileLock
 
 from llava_vit_hf import LlavaViTImageProcessor, LlavaViTProcessor
 from tests import media
@@ -26,41 +30,70 @@ def _modules_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def models(tmp_path_factory):
+def once(tmp_path_factory):
+    """`once(name, write)`: a folder that `write(folder)` fills in the first worker that asks for it.
+
+    All workers and all test files share it, at one path, so whoever changes it works on a copy.
+    """
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def folder_of(name: str, write: Callable[[Path], None]) -> Path:
+        folder, complete = base / name, base / f"{name}.complete"
+        with FileLock(base / f"{name}.lock"):
+            if not complete.exists():
+                # What a worker left that failed.
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                write(folder)
+                complete.touch()
+        return folder
+
+    return folder_of
+
+
+@pytest.fixture(scope="session")
+def models(once):
     """A folder with `tiny_dense` and `tiny_packing`, of the same weights."""
-    folder = tmp_path_factory.mktemp("models")
-    dense = dense_model()
-    for model, name, packing in ((dense, "tiny_dense", False), (as_packing(dense), "tiny_packing", True)):
-        model.save_pretrained(folder / name)
-        processor = LlavaViTImageProcessor(patch_size=TINY["patch_size"], packing=packing)
-        LlavaViTProcessor(processor).save_pretrained(folder / name)
-    return folder
+
+    def write(folder: Path) -> None:
+        dense = dense_model()
+        for model, name, packing in ((dense, "tiny_dense", False), (as_packing(dense), "tiny_packing", True)):
+            model.save_pretrained(folder / name)
+            processor = LlavaViTImageProcessor(patch_size=TINY["patch_size"], packing=packing)
+            LlavaViTProcessor(processor).save_pretrained(folder / name)
+
+    return once("models", write)
 
 
 @pytest.fixture(scope="session")
-def four_files(tmp_path_factory):
+def four_files(once):
     """`1.jpg`, `2.jpg`, `1.mp4`, `2.mp4`, with sides that no patch divides."""
-    folder = tmp_path_factory.mktemp("four")
-    media.image(61, 42).save(folder / "1.jpg")
-    media.image(33, 50).save(folder / "2.jpg")
-    media.write_video(folder / "1.mp4", media.frames(20, 34, 50))
-    media.write_video(folder / "2.mp4", media.frames(5, 42, 30))
-    return folder
+
+    def write(folder: Path) -> None:
+        media.image(61, 42).save(folder / "1.jpg")
+        media.image(33, 50).save(folder / "2.jpg")
+        media.write_video(folder / "1.mp4", media.frames(20, 34, 50))
+        media.write_video(folder / "2.mp4", media.frames(5, 42, 30))
+
+    return once("four", write)
 
 
 @pytest.fixture(scope="session")
-def many_files(tmp_path_factory):
+def many_files(once):
     """60 images of 10 sizes and 6 videos, in two folders; the images are all different."""
-    folder = tmp_path_factory.mktemp("many")
-    (folder / "images").mkdir()
-    (folder / "videos").mkdir()
-    for index in range(60):
-        width, height = 20 + 9 * (index % 10), 26 + 5 * (index % 5)
-        PIL.Image.fromarray(media.pattern(height, width, shift=index)).save(folder / "images" / f"{index:02d}.png")
-    for index in range(6):
-        video = np.roll(media.frames(6 + index, 34, 34 + 4 * index), index, axis=2)
-        media.write_video(folder / "videos" / f"{index}.mp4", video)
-    return folder
+
+    def write(folder: Path) -> None:
+        (folder / "images").mkdir()
+        (folder / "videos").mkdir()
+        for index in range(60):
+            width, height = 20 + 9 * (index % 10), 26 + 5 * (index % 5)
+            PIL.Image.fromarray(media.pattern(height, width, shift=index)).save(folder / "images" / f"{index:02d}.png")
+        for index in range(6):
+            video = np.roll(media.frames(6 + index, 34, 34 + 4 * index), index, axis=2)
+            media.write_video(folder / "videos" / f"{index}.mp4", video)
+
+    return once("many", write)
 
 
 @pytest.fixture(scope="session")
@@ -73,11 +106,13 @@ def four_arguments(models, four_files):
 
 
 @pytest.fixture(scope="session")
-def four_features(four_arguments, tmp_path_factory):
+def four_features(four_arguments, once):
     """The features of the four files."""
-    folder = tmp_path_factory.mktemp("four_features")
-    commands.run_well("extract_features.py", *four_arguments, "--output_dir", folder)
-    return folder
+
+    def write(folder: Path) -> None:
+        assert commands.extract(*four_arguments, "--output_dir", folder) == 0
+
+    return once("four_features", write)
 
 
 @pytest.fixture(scope="session")
@@ -88,8 +123,10 @@ def many_arguments(models, many_files):
 
 
 @pytest.fixture(scope="session")
-def many_features(many_arguments, tmp_path_factory):
+def many_features(many_arguments, once):
     """The features of the many files, extracted by one process without a break."""
-    folder = tmp_path_factory.mktemp("many_features")
-    commands.run_well("extract_features.py", *many_arguments, "--output_dir", folder, "--device", "cpu")
-    return folder
+
+    def write(folder: Path) -> None:
+        assert commands.extract(*many_arguments, "--output_dir", folder, "--device", "cpu") == 0
+
+    return once("many_features", write)

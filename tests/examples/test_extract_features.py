@@ -3,6 +3,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,21 +17,15 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from conversion.common.metrics import Bounds, compare
-from examples import extract_features
 from examples.extract_features import parse_layers
 from examples.extraction.bulk_extraction import check_layers, cut_into_shards
 from examples.extraction.feature_sets import open_features
 from tests import media
-from tests.examples.commands import EXAMPLES, ROOT, contents, environment, read_lines, run_well
+from tests.examples.commands import EXAMPLES, ROOT, contents, environment, extract, read_lines, run_well
 
 
 DATA = ("index.jsonl", "failures.jsonl", "metadata.json")
 CLOSE = Bounds(min_cosine=0.99999, max_abs=1e-4)
-
-
-def extract(*arguments) -> int:
-    """The script in this process, which spares its start."""
-    return extract_features.main([str(argument) for argument in arguments])
 
 
 def test_every_sample_is_that_of_the_model_alone(models, many_files, many_features):
@@ -93,7 +88,7 @@ write_atomically(Path(sys.argv[1]).with_name("00099.safetensors"), lambda stream
 """
 
 
-def test_a_killed_run_continues_to_the_same_features(many_arguments, many_features, tmp_path):
+def test_a_killed_run_continues_to_the_same_features(many_arguments, many_features, tmp_path, capsys):
     arguments = [*map(str, many_arguments), "--output_dir", str(tmp_path), "--device", "cpu"]
     command = [sys.executable, str(EXAMPLES / "extract_features.py"), *arguments]
     kill_after(1, command, tmp_path)
@@ -105,7 +100,8 @@ def test_a_killed_run_continues_to_the_same_features(many_arguments, many_featur
     before = contents(tmp_path).keys()
     subprocess.run([sys.executable, "-c", KILLED_WRITE, damaged], cwd=ROOT, check=True)
     assert contents(tmp_path).keys() > before
-    output = run_well("extract_features.py", *arguments)
+    assert extract(*arguments) == 0
+    output = capsys.readouterr().out
     assert "66 samples" in output and "0 failures" in output
     assert contents(tmp_path) == contents(many_features)
     kept = {path.name: path.stat().st_mtime_ns for path in complete_shards(tmp_path)}
@@ -115,7 +111,9 @@ def test_a_killed_run_continues_to_the_same_features(many_arguments, many_featur
 
 
 def test_a_folder_with_another_run_is_refused(many_arguments, many_features, models, tmp_path, capsys):
-    arguments = [*many_arguments, "--max_tokens", 500, "--output_dir", many_features, "--device", "cpu"]
+    # By its old name; in a copy, as a run locks its folder.
+    folder = shutil.copytree(many_features, tmp_path / "many")
+    arguments = [*many_arguments, "--max_tokens", 500, "--output_dir", folder, "--device", "cpu"]
     assert extract(*arguments) == 2
     error = capsys.readouterr().err
     assert "differs in" in error and "max_tokens" in error and "versions" not in error

@@ -1,6 +1,7 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """Every command of the guide runs, in order, in what a fresh clone holds."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -56,10 +57,24 @@ def clone(tmp_path_factory) -> Path:
     for name in ("conversion", "examples", "hub_configs", "llava_vit_hf"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "requirements.txt", folder)
+    # The size of the demo's model is most of the time here, and no matter of the guide.
+    script = folder / "conversion" / "make_demo_inputs.py"
+    text = script.read_text(encoding="utf-8")
+    for name, size, smaller in (
+        ("hidden_size", 128, 64),
+        ("num_hidden_layers", 4, 2),
+        ("intermediate_size", 512, 128),
+    ):
+        assert text.count(f"{name}={size}") == 1
+        text = text.replace(f"{name}={size}", f"{name}={smaller}")
+    script.write_text(text, encoding="utf-8")
     return folder
 
 
 def test_every_command_runs(clone, tmp_path):
+    """How they are run, in how many processes, says `run_guide.py`."""
+    blocks = tmp_path / "blocks.json"
+    blocks.write_text(json.dumps(code_blocks("README.md")))
     with LoopbackHub() as hub:
         hub.add_token("hf_writer", "your-name")
         hub.create_repo("your-name/your-model")
@@ -67,21 +82,19 @@ def test_every_command_runs(clone, tmp_path):
         variables["PATH"] = f"{Path(sys.executable).parent}:{variables['PATH']}"
         # The requirements are there: pip says so, and can fetch nothing.
         variables |= {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        outputs = []
-        for language, code in code_blocks("README.md"):
-            command = ["bash", "-euo", "pipefail", "-c", code] if language == "bash" else [sys.executable, "-c", code]
-            result = subprocess.run(
-                command,
-                cwd=clone,
-                env=variables,
-                capture_output=True,
-                text=True,
-                stdin=subprocess.DEVNULL,
-                check=False,
-            )
-            assert result.returncode == 0, f"{code}\n{result.stdout}\n{result.stderr}"
-            outputs.append(result.stdout)
-    everything = "\n".join(outputs)
-    assert "made from the same: PASS" in everything and "FAIL" not in everything
-    assert "2 samples" in everything and everything.count("4 samples") >= 2
-    assert "1.mp4 video [0, 9, 18, 27, 36, 45, 54, 63] (8, 9, 11, 128) (128,)" in everything
+        result = subprocess.run(
+            [sys.executable, str(Path(__file__).with_name("run_guide.py")), str(blocks)],
+            cwd=clone,
+            env=variables,
+            capture_output=True,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+    output = result.stdout
+    assert result.returncode == 0, f"{output}\n{result.stderr}"
+    assert "made from the same: PASS" in output and "FAIL" not in output
+    assert "2 samples" in output and output.count("4 samples") >= 2
+    assert "1.mp4 video [0, 9, 18, 27, 36, 45, 54, 63] (8, 9, 11, 64) (64,)" in output
+    assert "video: (8, 9, 11, 64)  (frames, rows, columns, channels)" in output
+    assert "{'samples': 2, 'failures': 0, " in output

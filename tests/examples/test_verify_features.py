@@ -2,6 +2,7 @@
 """Verification: dense with packing, and a run with a published one, from a folder and from a Hub."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 from examples import verify_features
 from examples.extraction.files import write_json
 from examples.extraction.publishing import publish
-from tests.examples.commands import EXAMPLES, ROOT, contents, environment, read_lines, run, run_well
+from tests.examples.commands import EXAMPLES, ROOT, contents, environment, extract, read_lines
 from tests.loopback_hub import LoopbackHub
 
 
@@ -174,44 +175,64 @@ def test_publishing_replaces_a_run_and_hides_paths(many_features, mine, four_fil
         publish(tmp_path, str(tmp_path / "model"))
 
 
-def test_a_failed_run_is_not_published(four_arguments, tmp_path):
+def test_a_failed_run_is_not_published(four_arguments, tmp_path, capsys):
     arguments = [*four_arguments, "--output_dir", tmp_path / "f", "--publish", tmp_path / "model", "--threshold", 2]
-    result = run("extract_features.py", *arguments)
-    assert result.returncode == 1 and "not published" in result.stderr and not (tmp_path / "model").exists()
+    assert extract(*arguments) == 1
+    assert "not published" in capsys.readouterr().err and not (tmp_path / "model").exists()
 
 
-def test_through_the_hub(four_arguments, four_features, tmp_path):
+# Where a Hub is, huggingface_hub reads when it is imported: so in processes of their own.
+PUBLISH = """
+import sys
+from pathlib import Path
+from examples.extraction.publishing import publish
+for folder, repo_id in zip(sys.argv[1::2], sys.argv[2::2]):
+    try:
+        print(publish(Path(folder), repo_id))
+    except ValueError as error:
+        print(f"refused: {error}")
+"""
+VERIFY = """
+import sys
+from examples import verify_features
+for reference in sys.argv[2:]:
+    code = verify_features.main(["--features_dir", sys.argv[1], "--reference", *reference.split("@")])
+    print(f"exit code {code}", flush=True)
+"""
+
+
+def run_program(program: str, *arguments, env: dict[str, str]) -> str:
+    """All that a Python program prints; it must exit with 0."""
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    result = subprocess.run(
+        command, env={**env, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def test_through_the_hub(four_features, mine, tmp_path):
     """Publishing is one commit, which a verifier can pin; later commits do not matter then."""
+    change_arrays(mine, "features_hf.npz", lambda arrays: arrays.pop("image1"))
     with LoopbackHub() as hub:
         hub.add_token("hf_writer", "user")
         repo = hub.create_repo("user/model")
         writer = environment(**hub.client_environment(tmp_path / "writer", token="hf_writer"))
-        published = tmp_path / "published"
-        arguments = [*four_arguments, "--output_dir", published, "--publish"]
-        output = run_well("extract_features.py", *arguments, "user/model", env=writer)
-        assert len(hub.matching("POST", "/commit/")) == 1
+        urls = run_program(PUBLISH, four_features, "user/model", mine, "user/model", env=writer).splitlines()
+        assert len(urls) == len(hub.matching("POST", "/commit/")) == 2
         names = {name for name in repo.files() if name.startswith("verification/")}
-        assert names == {f"verification/{name}" for name in contents(published)}
-        commit = output.split("/commit/")[1].split()[0]
+        assert names == {f"verification/{name}" for name in contents(four_features)}
+        pinned = f"user/model@--revision={urls[0].split('/commit/')[1]}"
 
-        change_arrays(published, "features_hf.npz", lambda arrays: arrays.pop("image1"))
-        program = (
-            "import sys; from examples.extraction import publishing as p; p.publish(p.Path(sys.argv[1]), 'user/model')"
-        )
-        later = [sys.executable, "-c", program]
-        subprocess.run([*later, str(published)], env={**writer, "PYTHONPATH": str(ROOT)}, check=True)
         reader = environment(**hub.client_environment(tmp_path / "reader"))
-        arguments = ["--features_dir", four_features, "--reference"]
-        output = run_well("verify_features.py", *arguments, "user/model", "--revision", commit, env=reader)
-        assert "made from the same: PASS" in output
-        changed = run("verify_features.py", *arguments, "user/model", env=reader)
-        assert changed.returncode == 1 and "image1 dense: missing from the reference" in changed.stdout
-        missing = run("verify_features.py", *arguments, "user/none", env=reader)
-        assert missing.returncode == 2 and "--reference user/none" in missing.stderr
-        for repo_id in ("user/none", "not a repo id"):
-            with pytest.raises(subprocess.CalledProcessError):
-                command = [later[0], "-c", later[2].replace("user/model", repo_id), str(published)]
-                subprocess.run(command, env={**reader, "PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+        output = run_program(VERIFY, four_features, pinned, "user/model", "user/none", env=reader)
+        same, changed, missing, _ = re.split(r"(?<=exit code \d)\n", output)
+        assert "made from the same: PASS" in same and same.endswith("exit code 0")
+        assert "image1 dense: missing from the reference" in changed and changed.endswith("exit code 1")
+        assert "--reference user/none" in missing and missing.endswith("exit code 2")
+        refused = run_program(PUBLISH, mine, "user/none", mine, "not a repo id", env=reader).splitlines()
+        assert refused[0].startswith("refused: --publish user/none") and "not a repo id" in refused[-1]
+        assert len(hub.matching("POST", "/commit/")) == 2
 
 
 def test_the_other_transformers_version_gives_the_same(four_arguments, four_features, other_python, tmp_path, verify):

@@ -9,7 +9,7 @@ from transformers import AutoModel, AutoProcessor
 from conversion.common.metrics import compare
 from examples.extraction.decoding import pixels_digest
 from examples.extraction.feature_sets import open_features
-from tests.examples.commands import read_lines, run
+from tests.examples.commands import extract, read_lines
 from tests.examples.extraction.bad_files import MAX_SAMPLE_TOKENS, write_cases
 
 
@@ -32,8 +32,7 @@ def run_over_all(models, tmp_path_factory):
     manifest.write_text("path\n" + "".join(f"{case.name}\n" for case in cases.values()), encoding="utf-8")
     arguments = ["--packing_model_path", models / "tiny_packing", "--inputs", manifest, "--output_dir", folder / "f"]
     arguments += ["--max_sample_tokens", MAX_SAMPLE_TOKENS, "--decode_timeout", 30, "--device", "cpu"]
-    result = run("extract_features.py", *arguments)
-    assert result.returncode == 0, result.stderr
+    assert extract(*arguments) == 0
     records = read_lines(folder / "f" / "index.jsonl") + read_lines(folder / "f" / "failures.jsonl")
     return cases, {record["id"]: record for record in records}, open_features(folder / "f")
 
