@@ -3,52 +3,29 @@
 
     python examples/quickstart.py --model user/model --revision COMMIT --image1 1.jpg --image2 2.jpg --video 1.mp4
 
-Without options it takes the model and the media that examples/README.md makes. The code of the model is executed
-(`trust_remote_code`): use folders you made, or repos you trust, at a pinned --revision.
+Without options it takes what `make demo` leaves in demo_output/. The code of the model is executed.
 """
 
-import sys
-from pathlib import Path
+import argparse
 
 import torch
 from transformers import AutoModel, AutoProcessor
 
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+for name, file in {"model": "packing", "image1": "1.jpg", "image2": "2.jpg", "video": "1.mp4"}.items():
+    parser.add_argument(f"--{name}", default=f"./demo_output/{file}", help="default: %(default)s")
+parser.add_argument("--revision", help="commit of the model, when it is a repo")
+options = parser.parse_args()
 
-from conversion.common.arguments import ArgumentParser  # noqa: E402
+processor = AutoProcessor.from_pretrained(options.model, revision=options.revision, trust_remote_code=True)
+model = AutoModel.from_pretrained(options.model, revision=options.revision, trust_remote_code=True).eval()
+inputs = processor(images=[options.image1, options.image2], videos=[options.video], num_frames=8)
+with torch.inference_mode():
+    output = model(**inputs, output_hidden_states=True)
 
-
-DEMO = {"model": "packing", "image1": "1.jpg", "image2": "2.jpg", "video": "1.mp4"}
-
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = ArgumentParser(__doc__)
-    for name, file in DEMO.items():
-        # A whole path: transformers would take demo_output/packing for a repo where there is no such folder.
-        parser.add_argument(f"--{name}", default=str(ROOT / "demo_output" / file), help=f"default demo_output/{file}")
-    parser.add_argument("--revision", help="commit of the model, when it is a repo")
-    options = parser.parse_args(arguments)
-    if options.model == parser.get_default("model") and not Path(options.model).is_dir():
-        parser.error(f"there is no {options.model}: pass --model, or make it as examples/README.md says")
-
-    source = {"trust_remote_code": True, "revision": options.revision}
-    processor = AutoProcessor.from_pretrained(options.model, **source)
-    model = AutoModel.from_pretrained(options.model, **source).eval()
-    inputs = processor(images=[options.image1, options.image2], videos=[options.video], num_frames=8)
-    with torch.inference_mode():
-        output = model(**inputs, output_hidden_states=True)
-
-    second_to_last = output.hidden_states[-2]  # (tokens of all three, C)
-    for name, features in zip(
-        ("image1", "image2", "video"), processor.split_features(second_to_last, inputs["grid_thw"]), strict=True
-    ):
-        print(f"{name}: {tuple(features.shape)}  (frames, rows, columns, channels)")
-    first, second, _ = output.pooler_output  # (C,) each
-    print(f"cosine of the pooled images: {torch.cosine_similarity(first, second, dim=0):.4f}")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+second_to_last = processor.split_features(output.hidden_states[-2], inputs["grid_thw"])
+for name, features in zip(("image1", "image2", "video"), second_to_last, strict=True):
+    print(f"{name}: {tuple(features.shape)}  (frames, rows, columns, channels)")
+first, second, _ = output.pooler_output  # (C,) each
+print(f"cosine of the pooled images: {torch.cosine_similarity(first, second, dim=0):.4f}")
