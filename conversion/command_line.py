@@ -11,11 +11,11 @@ from conversion.checkpoints.model_folder_writer import ConversionRequest, conver
 from conversion.checkpoints.source_config import Source
 from conversion.common.arguments import ArgumentParser
 from conversion.common.model_folder import PublishError, PublishInputError
+from conversion.common.report_schema import PASS
 from conversion.publishing.options import add_publish_arguments, check_publish_options, push_from_options
 from conversion.verification.report import failures, summary_line, write_report
 from conversion.verification.verify import (
     DEFAULT_TIME_BUDGET,
-    PASS,
     VerificationError,
     VerificationRequest,
     verify_folder,

@@ -19,6 +19,7 @@ from conversion.checkpoints.checkpoint import CheckpointError  # noqa: E402
 from conversion.checkpoints.hub_configs import variant_names  # noqa: E402
 from conversion.checkpoints.source_config import read_source  # noqa: E402
 from conversion.common.arguments import ArgumentParser  # noqa: E402
+from conversion.common.report_schema import PASS, REPORT_FILE  # noqa: E402
 from conversion.verification.report import (  # noqa: E402
     compare_reports,
     failures,
@@ -29,8 +30,6 @@ from conversion.verification.report import (  # noqa: E402
 )
 from conversion.verification.verify import (  # noqa: E402
     DEFAULT_TIME_BUDGET,
-    PASS,
-    REPORT_FILE,
     VerificationError,
     VerificationRequest,
     verify_folder,

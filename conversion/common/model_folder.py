@@ -15,15 +15,15 @@ from pathlib import Path
 
 from conversion.common.files import sha256_of_file
 from conversion.common.json_files import MAX_JSON_BYTES, check_shape, read_json_object
+from conversion.common.report_schema import MARKDOWN_FILE, PASS, REPORT_FILE, SCHEMA_VERSION, check_report
 
 
 CONFIG = "config.json"
 PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
-REPORT, REPORT_PAGE, CARD = "verification.json", "VERIFICATION.md", "README.md"
+CARD = "README.md"
 LAYOUTS = {"llava_vit": "dense", "llava_vit_packing": "packing"}
-SCHEMA_VERSION = 1
 
 _RELATIVE_IMPORT = re.compile(r"^[ \t]*(?:from[ \t]+\.(\w+)[ \t]+import|import[ \t]+\.(\w+))", re.MULTILINE)
 
@@ -55,7 +55,12 @@ class ModelFile:
         """Reads a small file, or hashes a weight file in blocks."""
         if path.suffix != ".safetensors":
             return cls.from_bytes(path.name, path.read_bytes())
-        return cls(path.name, path.stat().st_size, sha256_of_file(path), path=path)
+        return cls.at(path, path.name)
+
+    @classmethod
+    def at(cls, path: Path, name: str) -> "ModelFile":
+        """A file that stays on disk until it is sent, published as `name`; hashed in blocks."""
+        return cls(name, path.stat().st_size, sha256_of_file(path), path=path)
 
     def git_oid(self) -> str:
         """The id that git gives this content when it is no large file."""
@@ -131,12 +136,14 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
             f"{folder / CONFIG} says model_type={config.get('model_type')!r}, expected one of {', '.join(LAYOUTS)}."
         )
     names = model_file_names(folder)
-    _refuse_links(folder, (*names, REPORT, REPORT_PAGE, CARD))
+    _refuse_links(folder, (*names, REPORT_FILE, MARKDOWN_FILE, CARD))
     files = {name: ModelFile.read(folder / name) for name in names}
-    report = read_json(folder / REPORT) if (folder / REPORT).is_file() else None
+    report = read_json(folder / REPORT_FILE) if (folder / REPORT_FILE).is_file() else None
     hashes = {name: file.sha256 for name, file in files.items()}
     unverified, concerns = verdict_on(hashes, report)
-    told = (REPORT, REPORT_PAGE) if concerns else ()
+    if concerns:
+        check_report(report, folder / REPORT_FILE, PublishInputError, first_reports=True)
+    told = (REPORT_FILE, MARKDOWN_FILE) if concerns else ()
     reports = {name: ModelFile.read(folder / name) for name in told if (folder / name).is_file()}
     readme = folder / CARD
     return ModelFolder(
@@ -146,7 +153,7 @@ def read_model_folder(folder: str | Path) -> ModelFolder:
         processor=json.loads(files[PROCESSOR_CONFIGS[0]].content),
         files=files,
         reports=reports,
-        report=json.loads(reports[REPORT].content) if reports else None,
+        report=json.loads(reports[REPORT_FILE].content) if reports else None,
         readme=_read_text(readme) if readme.is_file() else None,
         left_out=_left_out(folder, {*files, *reports, CARD}),
         unverified=unverified,
@@ -163,27 +170,27 @@ def verdict_on(hashes: dict[str, str], report: dict | None) -> tuple[str | None,
         Why the report does not prove them (None if it does), and whether it is about these very bytes at all.
     """
     if report is None:
-        return f"there is no {REPORT}", False
+        return f"there is no {REPORT_FILE}", False
     if report.get("schema_version") != SCHEMA_VERSION:
-        return f"{REPORT} has schema_version {report.get('schema_version')!r}, expected {SCHEMA_VERSION}", False
+        return f"{REPORT_FILE} has schema_version {report.get('schema_version')!r}, expected {SCHEMA_VERSION}", False
     model = report.get("model")
     verified = model.get("files") if isinstance(model, dict) else None
     if not isinstance(verified, dict):
-        return f"{REPORT} lists no model.files", False
+        return f"{REPORT_FILE} lists no model.files", False
     changed = sorted(name for name in hashes.keys() & verified if hashes[name] != verified[name])
     added, removed = sorted(hashes.keys() - verified), sorted(verified.keys() - hashes)
     found = (("changed", changed), ("not in the report", added), ("only in the report", removed))
     differences = [f"{what}: {', '.join(names)}" for what, names in found if names]
     if differences:
-        return f"{REPORT} is about other files ({'; '.join(differences)})", False
-    if report.get("verdict") != "PASS":
-        return f"{REPORT} says {report.get('verdict')!r}, expected 'PASS'", True
+        return f"{REPORT_FILE} is about other files ({'; '.join(differences)})", False
+    if report.get("verdict") != PASS:
+        return f"{REPORT_FILE} says {report.get('verdict')!r}, expected {PASS!r}", True
     return None, True
 
 
 def content_name(folder: ModelFolder) -> str:
     """A name for exactly these bytes, used as the tag that the model card pins: `verified-` and twelve digits."""
-    named = {**folder.files, **{name: file for name, file in folder.reports.items() if name == REPORT}}
+    named = {**folder.files, **{name: file for name, file in folder.reports.items() if name == REPORT_FILE}}
     lines = "".join(f"{file.sha256} {name}\n" for name, file in sorted(named.items()))
     return f"{'un' * (folder.unverified is not None)}verified-{hashlib.sha256(lines.encode()).hexdigest()[:12]}"
 
@@ -249,7 +256,7 @@ def _refuse_links(folder: Path, names: Iterable[str]) -> None:
 
 
 def _left_out(folder: Path, published: set[str]) -> dict[str, str]:
-    reasons = {REPORT: "not about these files", REPORT_PAGE: "not about these files"}
+    reasons = {REPORT_FILE: "not about these files", MARKDOWN_FILE: "not about these files"}
     return {
         path.name + "/" * (path.is_dir() and not path.is_symlink()): reasons.get(path.name, "no part of the model")
         for path in sorted(folder.iterdir())

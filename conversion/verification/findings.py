@@ -3,6 +3,7 @@
 
 from dataclasses import dataclass
 
+from conversion.common.report_schema import FAIL, PASS, REPORTED
 from conversion.verification.cases import Case
 from conversion.verification.faults import Fault
 from conversion.verification.judging import Judgement
@@ -21,12 +22,12 @@ class Finding:
 
     @property
     def result(self) -> str:
-        return "REPORTED" if self.reported else "PASS" if self.judgement.passed else "FAIL"
+        return REPORTED if self.reported else PASS if self.judgement.passed else FAIL
 
 
 def sound(findings: list[Finding]) -> bool:
     """Whether no case failed. A planted fault is there to fail, and says nothing of the model."""
-    return all(finding.fault is not None or finding.result != "FAIL" for finding in findings)
+    return all(finding.fault is not None or finding.result != FAIL for finding in findings)
 
 
 def outcome_of(findings: list[Finding], patch_size: int, weights: str) -> dict:

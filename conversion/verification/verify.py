@@ -26,15 +26,11 @@ from conversion.checkpoints.source_config import Source
 from conversion.common.files import sha256_of_file
 from conversion.common.json_files import read_json_object
 from conversion.common.model_folder import model_file_names
+from conversion.common.report_schema import FAIL, INCONCLUSIVE, PASS, PEAKED, REPORTED, SCHEMA_VERSION
 from conversion.source.peaked_weights import peaked_state_dict
 from conversion.verification.faults import DTYPE_OF_KIND
 
 
-SCHEMA_VERSION = 1
-REPORT_FILE, MARKDOWN_FILE = "verification.json", "VERIFICATION.md"
-# Before the names of cases that ran on peaked random weights.
-PEAKED = "peaked "
-PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
 DEFAULT_TIME_BUDGET = 1800.0
 STANDARD_ERROR = 2
 # Lines of a failed worker that are shown.
@@ -159,8 +155,8 @@ def decide_on_peaked_weights(request: VerificationRequest, layout: str, hidden: 
 
 def verdict_of(outcome: dict) -> str:
     """PASS, FAIL or INCONCLUSIVE for what the worker found."""
-    judged = [case for case in outcome["cases"] if case["result"] != "REPORTED"]
-    if not judged or any(case["result"] != "PASS" for case in judged):
+    judged = [case for case in outcome["cases"] if case["result"] != REPORTED]
+    if not judged or any(case["result"] != PASS for case in judged):
         return FAIL
     hidden = [control for control in outcome["controls"] if not control["detected"]]
     return INCONCLUSIVE if hidden or not outcome["controls"] else PASS

@@ -8,8 +8,16 @@ import urllib.request
 import pytest
 from huggingface_hub import ModelCard
 
-from conversion.common.model_folder import PublishError, read_model_folder
-from conversion.publishing.model_card import BEGIN, END, NOTICE, render_card, table
+from conversion.common.model_folder import PublishError, PublishInputError, read_model_folder
+from conversion.publishing.model_card import BEGIN, END, NOTICE, render_card
+from conversion.verification.report import markdown_report, read_report
+from conversion.verification.report_tables import (
+    bounds_list,
+    cases_table,
+    controls_table,
+    environment_table,
+    inputs_table,
+)
 from tests.conversion.publishing.publishable import report_of, sha256_of, verified_folder, write_report
 from tests.loopback_hub import LoopbackHub
 
@@ -170,5 +178,25 @@ def test_weights_that_are_cut_short_are_refused(folder):
         card_of(folder)
 
 
-def test_cells_cannot_break_the_table():
-    assert table(("a",), [("x|y\nz",)]) == "| a |\n| --- |\n| x\\|y z |"
+def test_reports_of_the_first_form_are_published_with_their_tables(folder):
+    """They lack two fields that `verify_model.py` needs and the card does not show."""
+    report = report_of(folder)
+    first = {name: value for name, value in report.items() if name not in ("taken_on_trust", "margins")}
+    content = card_of(folder)
+    with pytest.raises(ValueError, match="has no field taken_on_trust, margins"):
+        read_report(write_report(folder, first))
+    hash_of_report = sha256_of((folder / "verification.json").read_bytes())
+    tables = content[: content.index("## Code that")]
+    assert card_of(folder).startswith(tables) and hash_of_report in card_of(folder)
+    first["cases"][0]["arrays"]["pooler_output"] = {"min_cosine": 1.0}
+    with pytest.raises(PublishInputError, match=r"cases\[0\]\.arrays\.pooler_output has no field mean_cosine"):
+        card_of(write_report(folder, first))
+
+
+def test_both_pages_show_the_same_tables(folder):
+    content, page = card_of(folder), markdown_report(report_of(folder))
+    for part in (controls_table, inputs_table, environment_table):
+        assert part(report_of(folder)) in content and part(report_of(folder)) in page
+    assert cases_table(report_of(folder)) in content and cases_table(report_of(folder), detailed=True) in page
+    for bounds in bounds_list(report_of(folder)):
+        assert bounds in content and f"* {bounds}" in page

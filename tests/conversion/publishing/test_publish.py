@@ -118,6 +118,25 @@ def test_dry_run_lists_sizes_and_hashes_and_sends_nothing(hub, folder):
     assert "the repo was not looked at" in push(hub, folder, "--dry_run")
 
 
+HEAVY = """
+import sys
+sys.path.insert(0, {root!r})
+import conversion.push_to_hub, conversion.verification.report
+loaded = [set(sys.modules)]
+code = conversion.push_to_hub.main(sys.argv[1:])
+loaded.append(set(sys.modules))
+print(code, [sorted({{"torch", "transformers", "llava_vit_hf"}} & modules) for modules in loaded])
+"""
+
+
+def test_publishing_and_reports_start_without_torch(hub, folder):
+    """Importing it takes seconds; only the process that loads a model back needs it."""
+    environment = hub.client_environment(folder.parent / "cache", TOKEN)
+    command = [sys.executable, "-c", HEAVY.format(root=str(ROOT)), str(folder), REPO, "--dry_run"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "0 [[], []]"
+
+
 def test_gate_refuses_and_can_be_overridden(hub, folder):
     with open(folder / "config.json", "a") as file:
         file.write("\n")
@@ -378,8 +397,8 @@ def test_file_over_five_gigabytes_is_uploaded_in_blocks(hub, folder):
     shard = with_huge_shard(folder)
     script = PUSH.replace(
         "sys.exit(",
-        "from conversion.publishing import model_card\nimport resource\n"
-        "model_card.weight_facts = lambda folder: (1, ['F32'])\n"
+        "from conversion.publishing import model_facts\nimport resource\n"
+        "model_facts.weight_facts = lambda folder: (1, ['F32'])\n"
         "print('code', ",
     )
     script += "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"

@@ -10,11 +10,11 @@ from conversion.verification.report import (
     compare_reports,
     failures,
     markdown_report,
-    number,
     read_report,
     summary_line,
     write_report,
 )
+from conversion.verification.report_tables import bounds_list, cases_table, cosine_text, error_text, table
 
 
 METRICS = {"min_cosine": 0.5, "mean_cosine": 0.9, "max_abs": 2.0, "relative_error": 0.25}
@@ -86,18 +86,18 @@ def test_markdown_says_all_of_it(report):
         "* a note",
         "2 layers, hidden size 64, 2 heads, MLP 96, patch 14, layer_norm, stored as float32.",
         "the number of heads",
-        "* image_448: an image",
-        "* float64: min cosine at least 0.999, relative error at most 1e-08",
-        "* pixels: max abs at most 1e-06",
-        "| image_448 | float64 | last_hidden_state | 0.50000000 | 0.90000000 | 2.00e+00 | 0.25000000 | FAIL |",
-        "| image_448 | bfloat16 | hidden_states (worst) |",
-        "* image_448: 0.25000000, 0.25000000.",
-        "| a leak | peaked | leak | 0.50000000 | 2.00e+00 | 0.25000000 | NO |",
-        "* nearest structural fault: leak at a relative error of 0.25000000",
+        "| image_448 | an image | 1x32x32 | `dd` |",
+        "* float64: min cosine >= 0.999, relative error <= 1e-08",
+        "* pixels: max abs <= 1e-06",
+        "| image_448 | float64 | last_hidden_state | 0.50000000 | 0.90000000 | 2.50e-01 | 2.00e+00 | FAIL |",
+        "| image_448 | bfloat16 | hidden_states, worst of 2 |",
+        "* image_448: 2.50e-01, 2.50e-01.",
+        "| leak | a leak | leak | structural | peaked | 0.50000000 | 2.50e-01 | 2.00e+00 | **no** |",
+        "* nearest structural fault: leak at a relative error of 2.50e-01",
         "5 times as far (peaked weights)",
         "| model.safetensors | `aa` |",
         "| source backbone.pt | `cc` |",
-        "* torch: 2",
+        "| torch | 2 |",
     ):
         assert part in text
 
@@ -111,14 +111,33 @@ def test_failures_and_summary(report):
 
 
 def test_numbers():
-    assert [number(value) for value in (None, 0.0, 1.0, -0.5, 2e-5, 3.0)] == [
-        "-",
-        "0.00e+00",
-        "1.00000000",
-        "-0.50000000",
-        "2.00e-05",
-        "3.00e+00",
-    ]
+    assert [cosine_text(value) for value in (None, 1.0, -0.5)] == ["n/a", "1.00000000", "-0.50000000"]
+    assert [error_text(value) for value in (None, 0.0, 2e-5, 3.0)] == ["n/a", "0.00e+00", "2.00e-05", "3.00e+00"]
+
+
+def test_a_layer_without_a_number_is_the_worst(report):
+    report["cases"][0]["arrays"]["hidden_states"] += [dict.fromkeys(METRICS), METRICS]
+    assert "| image_448 | float64 | hidden_states, worst of 4 | n/a | n/a | n/a | FAIL |" in cases_table(report)
+
+
+def test_a_case_without_arrays_keeps_its_result(report):
+    report["cases"][0]["arrays"] = {"hidden_states": []}
+    assert "| image_448 | float64 | none | n/a | n/a | n/a | FAIL |" in cases_table(report)
+
+
+def test_only_the_detailed_tables_show_pixels_mean_cosines_and_the_rounding(report):
+    report["cases"][0]["arrays"] = {"pixel_values": METRICS}
+    report["bounds"]["float64"] |= {"times_own_rounding": 5, "tightest_relative_error": 1e-9}
+    short, full = cases_table(report), cases_table(report, detailed=True)
+    assert "mean cosine" not in short and "pixel_values" not in short
+    assert "| image_448 | float64 | pixel_values | 0.50000000 | 0.90000000 | 2.50e-01 | 2.00e+00 | FAIL |" in full
+    assert bounds_list(report)[0] == "float64: min cosine >= 0.999, relative error <= 1e-08"
+    rounding = ", for each array 5 times the oracle's own float32 rounding there, the tightest 1e-09"
+    assert bounds_list(report, detailed=True)[0] == bounds_list(report)[0] + rounding
+
+
+def test_cells_cannot_break_the_table():
+    assert table(("a",), [("x|y\nz",)]) == "| a |\n| --- |\n| x\\|y z |"
 
 
 def test_written_and_read_again(tmp_path, report):
@@ -164,4 +183,4 @@ def test_the_report_is_json_without_nan(report, tmp_path):
     report["margins"]["structural"]["model"] = None
     write_report(report, tmp_path)
     json.loads((tmp_path / "verification.json").read_text(), parse_constant=lambda name: pytest.fail(name))
-    assert "real model at -" in (tmp_path / "VERIFICATION.md").read_text()
+    assert "real model at n/a" in (tmp_path / "VERIFICATION.md").read_text()

@@ -16,15 +16,13 @@ from conversion.checkpoints import checkpoint, source_config
 from conversion.checkpoints.model_folder_writer import ConversionRequest, convert_folder
 from conversion.checkpoints.source_config import Source, infer_source_config, read_source
 from conversion.command_line import check_verdict
+from conversion.common.report_schema import FAIL, INCONCLUSIVE, PASS
 from conversion.source.encoder import SourceEncoder
 from conversion.verification.cases import build_cases, clip_preprocessing, multi_case, multi_tokens, unpack_patches
 from conversion.verification.double_precision import in_double
 from conversion.verification.folder_checks import epsilon_reasons
 from conversion.verification.judging import FLOAT64, Bounds, float32_bounds, judge, measure
 from conversion.verification.verify import (
-    FAIL,
-    INCONCLUSIVE,
-    PASS,
     VerificationError,
     VerificationRequest,
     run_worker,
