@@ -46,7 +46,10 @@ UPLOAD_AGAIN = "Publish again: what was uploaded is not sent again."
 
 
 class RepoState(NamedTuple):
-    """A repo at one commit. `files` maps paths to what the Hub says of them, `model_type` is its config.json's."""
+    """A repo at one commit. `files` maps paths to what the Hub says of them, `model_type` is its config.json's.
+
+    `readme` and `model_type` are None where the file was not asked for.
+    """
 
     head: str
     private: bool
@@ -133,8 +136,11 @@ class HubClient:
                     raise failure(action, error) from error
                 self.sleep(wait_before_retry(action, error, wait))
 
-    def state(self, repo_id: str, revision: str | None) -> RepoState | None:
+    def state(self, repo_id: str, revision: str | None, read: tuple[str, ...] = (CARD, CONFIG)) -> RepoState | None:
         """The repo at `revision`, or None if it does not exist (or the token may not see it).
+
+        Args:
+            read: which of `README.md` and `config.json` are downloaded for their contents.
 
         Raises:
             RevisionNotFoundError: if the repo has no such revision.
@@ -152,7 +158,7 @@ class HubClient:
             return None
         files = self.files(repo_id, info.sha)
         with TemporaryDirectory() as folder:
-            for name in (CARD, CONFIG):
+            for name in read:
                 if name in files:
                     self.call(
                         f"Reading {name} of {repo_id}",

@@ -5,7 +5,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from conversion.publishing.publish import PublishResult, check_arguments, publish_folder
+from conversion.publishing.one_commit import check_arguments
+from conversion.publishing.publish import PublishResult, publish_folder
 
 
 def add_publish_arguments(parser: argparse.ArgumentParser, standalone: bool = False) -> None:

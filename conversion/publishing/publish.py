@@ -20,12 +20,10 @@ import fnmatch
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from huggingface_hub import constants, get_token
-from huggingface_hub.errors import HFValidationError, RevisionNotFoundError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub import constants
+from huggingface_hub.errors import RevisionNotFoundError
 
 from conversion.common.model_folder import (
     CARD,
@@ -33,28 +31,27 @@ from conversion.common.model_folder import (
     ModelFile,
     ModelFolder,
     PublishError,
-    PublishInputError,
     content_name,
     read_model_folder,
 )
 from conversion.publishing.hub_client import HubClient, RepoState, differing
 from conversion.publishing.load_back import check_published, folder_features
 from conversion.publishing.model_card import render_card
+from conversion.publishing.one_commit import (
+    Target,
+    check_arguments,
+    check_listing,
+    commit_files,
+    is_pull_request,
+    nothing_to_propose,
+    open_target,
+    require_token,
+)
 
 
-MAIN = "main"
-GIT_ATTRIBUTES = ".gitattributes"
 # What an older publication may have left that transformers would load, or execute, in place of the new files.
 REPLACED = ("*.safetensors", "*.safetensors.index.json", "*_llava_vit.py", "*_llava_vit_packing.py")
 REPLACEABLE_MODELS = (None, "onevision_encoder", *LAYOUTS)
-
-
-class Target(NamedTuple):
-    """Where a commit goes: branch or pull request ref, its page, and what the card's snippets pin."""
-
-    revision: str
-    url: str
-    pin: str
 
 
 @dataclass(frozen=True)
@@ -122,44 +119,26 @@ def publish_folder(
     model = _read_through_gate(folder, allow_unverified)
     if dry_run:
         return _plan(model, repo_id, revision, create_pr, private, base_model)
-    _require_token()
+    require_token()
     say("loading the folder in a new process")
     features = folder_features(model.path, {name: file.sha256 for name, file in model.files.items()})
     client = HubClient()
     message = commit_message or f"Publish the {model.layout} LLaVA-ViT model"
     state = _prepare_repo(client, model, repo_id, revision, create_pr, private)
     target = _open_target(client, model, repo_id, revision, create_pr, state, message)
-    files, deleted = _contents(model, repo_id, target.pin, state, base_model)
+    # A tag would not outlive the pull request.
+    pin = target.revision if is_pull_request(target.revision) else content_name(model)
+    files, deleted = _contents(model, repo_id, pin, state, base_model)
     say(f"committing {len(files)} files to {target.url}")
-    commit = _commit(client, repo_id, target, state.head, files, deleted, message, create_pr)
-    check_listing(client, repo_id, commit, state, files, deleted)
+    resume = f"publish to the revision {target.revision}"
+    commit = commit_files(client, repo_id, target, state, files, deleted, message, resume)
+    _check_listing(client, repo_id, commit, state, files, deleted)
     say(f"loading {repo_id} back at {commit}")
     _load_back(repo_id, commit, state.head, files, features)
-    if not _is_pull_request(target.revision):
-        client.tag(repo_id, target.pin, commit, _unchanging(model))
+    if not is_pull_request(target.revision):
+        client.tag(repo_id, pin, commit, _unchanging(model))
     notes = _notes(model, state, repo_id)
-    return PublishResult(target.url, commit, target.pin, tuple(files), tuple(deleted), model.left_out, notes)
-
-
-def check_arguments(repo_id: str, revision: str | None, create_pr: bool) -> None:
-    """Checks what can be told without the folder or the Hub.
-
-    Raises:
-        PublishInputError: for what is no repo id, and for `create_pr` with a revision.
-    """
-    try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
-        raise PublishInputError(f"{repo_id!r} is no repo id: {error}") from error
-    if repo_id.count("/") != 1:
-        raise PublishInputError(f"{repo_id!r} is no repo id, expected user/name.")
-    if create_pr and revision:
-        raise PublishInputError("create_pr opens a pull request on main; drop the revision, or commit to the branch.")
-
-
-def _require_token() -> None:
-    if get_token() is None:
-        raise PublishError("There is no token. Set HF_TOKEN to one with write access, or log in with `hf auth login`.")
+    return PublishResult(target.url, commit, pin, tuple(files), tuple(deleted), model.left_out, notes)
 
 
 def _read_through_gate(folder: str | Path, allow_unverified: bool) -> ModelFolder:
@@ -188,7 +167,7 @@ def _plan(
         notes.append(f"the repo was not looked at, so its README and old files are not known: {error}")
     if state is not None:
         _check_repo(model, state, repo_id, create_pr, private)
-    pin = "refs/pr/N" if create_pr else revision if _is_pull_request(revision) else content_name(model)
+    pin = "refs/pr/N" if create_pr else revision if is_pull_request(revision) else content_name(model)
     files, deleted = _contents(model, repo_id, pin, state, base_model)
     notes += _notes(model, state, repo_id)
     if create_pr:
@@ -207,7 +186,7 @@ def _prepare_repo(
             client.call(f"Creating {repo_id}", client.api.create_repo, repo_id, private=private or None, exist_ok=True)
             state = client.state(repo_id, revision)
     except RevisionNotFoundError as error:
-        if _is_pull_request(revision):
+        if is_pull_request(revision):
             raise PublishError(f"{repo_id} has no pull request {revision}.") from error
         client.call(f"Creating branch {revision}", client.api.create_branch, repo_id, branch=revision, exist_ok=True)
         state = client.state(repo_id, revision)
@@ -240,62 +219,18 @@ def _open_target(
     message: str,
 ) -> Target:
     """The branch or pull request to commit to; a pull request is opened only if there is something to propose."""
-    if create_pr:
-        if not differing(_unchanging(model), state.files):
-            raise PublishError(f"{repo_id} holds these very files already; there is nothing to propose.")
-        request = client.open_pull_request(repo_id, message)
-        return Target(request.git_reference, request.url, request.git_reference)
-    url = f"{constants.ENDPOINT}/{repo_id}"
-    if revision is None:
-        return Target(MAIN, url, content_name(model))
-    if _is_pull_request(revision):
-        return Target(revision, f"{url}/discussions/{revision.split('/')[-1]}", revision)
-    return Target(revision, f"{url}/tree/{revision}", content_name(model))
+    if create_pr and not differing(_unchanging(model), state.files):
+        raise nothing_to_propose(repo_id)
+    return open_target(client, repo_id, revision, create_pr, message)
 
 
-def _commit(
-    client: HubClient,
-    repo_id: str,
-    target: Target,
-    parent: str,
-    files: list[ModelFile],
-    deleted: list[str],
-    message: str,
-    create_pr: bool,
-) -> str:
-    try:
-        return client.commit(repo_id, target.revision, parent, files, deleted, message)
-    except PublishError as error:
-        if not create_pr:
-            raise
-        raise PublishError(f"{error} {target.url} is empty; publish to the revision {target.revision}.") from error
-
-
-def check_listing(
-    client: HubClient, repo_id: str, commit: str, before: RepoState, files: list[ModelFile], deleted: list[str]
+def _check_listing(
+    client: HubClient, repo_id: str, commit: str, state: RepoState, files: list[ModelFile], deleted: list[str]
 ) -> None:
-    """Compares what the Hub says of the commit with what was sent: these files with these hashes, and nothing else.
-
-    Raises:
-        PublishError: if a file is missing, has another hash, or is there without having been sent or kept.
-    """
-    listed = client.files(repo_id, commit)
-    kept = before.files.keys() - deleted - {file.name for file in files} - {GIT_ATTRIBUTES}
-    wrong = {name: "is not as it was sent" for name in differing(files, listed)}
-    wrong |= {name: "should be gone" for name in deleted if name in listed}
-    wrong |= {name: "was not sent" for name in listed.keys() - before.files.keys() - {file.name for file in files}}
-    wrong |= {
-        name: "was not to change"
-        for name in kept
-        if name not in listed or listed[name].blob_id != before.files[name].blob_id
-    }
-    # The Hub writes it itself, to say which files are large.
-    wrong.pop(GIT_ATTRIBUTES, None)
-    if wrong:
-        raise PublishError(
-            f"{repo_id} is at commit {commit} (before: {before.head}), but by the Hub's listing "
-            f"{'; '.join(f'{name} {what}' for name, what in sorted(wrong.items()))}. No tag was set."
-        )
+    try:
+        check_listing(client, repo_id, commit, state, files, deleted)
+    except PublishError as error:
+        raise PublishError(f"{error} No tag was set.") from error
 
 
 def _load_back(
@@ -339,7 +274,3 @@ def _notes(model: ModelFolder, state: RepoState | None, repo_id: str) -> tuple[s
     if model.readme is not None and state is not None and state.readme is not None:
         notes.append(f"the README.md of {repo_id} is kept; the folder's own is not used")
     return tuple(notes)
-
-
-def _is_pull_request(revision: str | None) -> bool:
-    return revision is not None and revision.startswith("refs/pr/")

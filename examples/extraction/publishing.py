@@ -43,15 +43,10 @@ def publish(features_dir: Path, destination: str, create_pr: bool = False) -> st
     if not (features_dir / "metadata.json").exists():
         raise ValueError(f"{features_dir}: no metadata.json, so nothing to publish. Run extract_features.py first.")
     with tempfile.TemporaryDirectory() as temporary:
-        stage = Path(temporary) / VERIFICATION_FOLDER
-        for pattern in PUBLISHED:
-            for file in sorted(features_dir.glob(pattern)):
-                target = stage / file.relative_to(features_dir)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                _copy(file, target)
+        files = _without_local_paths(features_dir, Path(temporary))
         if is_folder(destination):
-            return _replace(stage, Path(destination).expanduser() / VERIFICATION_FOLDER)
-        return _upload(stage, destination, create_pr)
+            return _replace(files, Path(destination).expanduser() / VERIFICATION_FOLDER)
+        return _upload(files, destination, create_pr)
 
 
 def find_published(reference: str, revision: str | None = None) -> Path:
@@ -81,15 +76,23 @@ def find_published(reference: str, revision: str | None = None) -> Path:
     return found
 
 
-def _copy(file: Path, target: Path) -> None:
-    if file.name == "metadata.json":
-        text = json.dumps(_without_paths(read_json(file)), indent=2) + "\n"
-        target.write_text(text, encoding="utf-8")
-    elif file.suffix == ".jsonl":
-        with open(file, encoding="utf-8") as lines, open(target, "w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(_without_paths(json.loads(line))) + "\n" for line in lines)
-    else:
-        shutil.copyfile(file, target)
+def _without_local_paths(features_dir: Path, scratch: Path) -> dict[str, Path]:
+    """The files of a run by their names in it: those with paths rewritten in `scratch`, the others as they are."""
+    files = {}
+    for file in (file for pattern in PUBLISHED for file in sorted(features_dir.glob(pattern))):
+        name = file.relative_to(features_dir).as_posix()
+        files[name] = file
+        if file.name != "metadata.json" and file.suffix != ".jsonl":
+            continue
+        files[name] = target = scratch / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if file.name == "metadata.json":
+            text = json.dumps(_without_paths(read_json(file)), indent=2) + "\n"
+            target.write_text(text, encoding="utf-8")
+        else:
+            with open(file, encoding="utf-8") as lines, open(target, "w", encoding="utf-8") as stream:
+                stream.writelines(json.dumps(_without_paths(json.loads(line))) + "\n" for line in lines)
+    return files
 
 
 def _without_paths(value):
@@ -105,13 +108,15 @@ def _without_paths(value):
     }
 
 
-def _replace(stage: Path, target: Path) -> str:
-    """Puts a folder where it belongs; what was there before goes only when the new one is whole."""
+def _replace(files: dict[str, Path], target: Path) -> str:
+    """Puts files into a folder; what was there before goes only when the new one is whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     beside, old = (target.with_name(f".{target.name}.{part}") for part in ("partial", "old"))
     for leftover in (beside, old):
         shutil.rmtree(leftover, ignore_errors=True)
-    shutil.copytree(stage, beside)
+    for name, file in files.items():
+        (beside / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, beside / name)
     if target.exists():
         # Other files that someone keeps there stay.
         for file in target.rglob("*"):
@@ -125,19 +130,12 @@ def _replace(stage: Path, target: Path) -> str:
     return str(target)
 
 
-def _upload(stage: Path, repo_id: str, create_pr: bool) -> str:
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+def _upload(files: dict[str, Path], repo_id: str, create_pr: bool) -> str:
+    from conversion.common.model_folder import PublishError
+    from conversion.publishing.one_commit import publish_files
 
+    message = "Add features for verification"
     try:
-        commit = HfApi().upload_folder(
-            repo_id=repo_id,
-            folder_path=stage,
-            path_in_repo=VERIFICATION_FOLDER,
-            commit_message="Add features for verification",
-            delete_patterns=list(PUBLISHED),
-            create_pr=create_pr,
-        )
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        return publish_files(repo_id, VERIFICATION_FOLDER, files, PUBLISHED, message, create_pr)
+    except (PublishError, OSError) as error:
         raise ValueError(f"--publish {repo_id}: {error}") from error
-    return commit.pr_url or commit.commit_url

@@ -18,8 +18,9 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 from conversion import convert_llava_vit_to_hf
 from conversion.common.model_folder import ModelFile, PublishError, PublishInputError, read_model_folder
 from conversion.publishing.hub_client import UPLOAD_AGAIN, HubClient, RepoState, failure, wait_before_retry
+from conversion.publishing.one_commit import check_listing
 from conversion.publishing.options import add_publish_arguments
-from conversion.publishing.publish import PublishResult, check_listing, publish_folder
+from conversion.publishing.publish import PublishResult, publish_folder
 from tests.conversion.publishing.publishable import report_of, sha256_of, verified_folder, write_report
 from tests.loopback_hub import LoopbackHub
 
