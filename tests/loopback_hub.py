@@ -299,7 +299,6 @@ class LoopbackHub:
         endpoint: `http://127.0.0.1:PORT`.
         faults: what goes wrong; see `Faults.add` and `Faults.hold`.
         requests: every request that arrived, in order.
-        regular_only: answer `regular` for every file, as 2.x clients with hf_xet never use plain LFS.
     """
 
     def __init__(self):
@@ -307,7 +306,6 @@ class LoopbackHub:
         self.accounts: dict[str, Account] = {}
         self.repos: dict[tuple[str, str], Repo] = {}
         self.uploads: dict[str, tuple[str, int]] = {}
-        self.regular_only = False
         self.lock = threading.Lock()
 
     def __enter__(self) -> LoopbackHub:

@@ -191,7 +191,7 @@ def preupload(call: Handler):
     for file in call.form()["files"]:
         path, size, sample = file["path"], file["size"], base64.b64decode(file["sample"])
         listed = any(fnmatch.fnmatch(name, pattern) for pattern in patterns for name in (path, Path(path).name))
-        large = size and (listed or size >= LFS_THRESHOLD or b"\0" in sample) and not call.hub.regular_only
+        large = size and (listed or size >= LFS_THRESHOLD or b"\0" in sample)
         answer = {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
         answers.append(answer | ({"oid": present[path].etag} if path in present else {}))
     return {"files": answers}
