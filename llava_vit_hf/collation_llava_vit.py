@@ -1,9 +1,12 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
-"""From the samples of a call to model inputs: a pack of flat patches, or a dense batch."""
+"""From the samples of a call to model inputs: a pack of flat patches, or a dense batch.
 
-from collections.abc import Iterator
+Patches may be chosen, by a mask or as the best by a score (as a video codec's motion or residuals give). A selection
+names patches of each sample's full `(t, h, w)` grid; what is kept stays in `(t, h, w)` order.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +15,11 @@ from transformers.image_processing_utils import BatchFeature
 
 from .grid_llava_vit import cumulative_lengths, grid_positions, patch_view
 from .pixels_llava_vit import pixel_table, write_pixels
-from .selection_llava_vit import kept_patches
+from .settings_llava_vit import LlavaViTSettings
+
+
+# The arguments that choose patches.
+SELECTION = ("keep", "scores", "top_k")
 
 
 @dataclass
@@ -31,23 +38,34 @@ class Sample:
         height, width = self.frames[0].shape[-2:]
         return [len(self.frames), height // patch_size, width // patch_size]
 
+    def describe(self, patch_size: int) -> dict[str, Any]:
+        kept = {} if self.kept is None else {"kept_patches": self.kept.tolist()}
+        times = [0] if self.times is None else self.times.tolist()
+        return {**self.metadata, "grid_thw": self.grid(patch_size), "temporal_positions": times, **kept}
 
-def select(samples: list[Sample], settings: SimpleNamespace, keep: Any, scores: Any, top_k: Any) -> list[Sample]:
-    """The samples, each with the patches it keeps; see `kept_patches`."""
-    kept = kept_patches([sample.grid(settings.patch_size) for sample in samples], keep, scores, top_k)
-    if kept is None:
-        return samples
-    return [replace(sample, kept=indices) for sample, indices in zip(samples, kept, strict=True)]
+    def positions(self, patch_size: int) -> torch.Tensor:
+        """`(t, h, w)` of the patches that are kept, `(K, 3)`."""
+        positions = grid_positions([self.grid(patch_size)], [self.times])
+        return positions if self.kept is None else positions[self.kept]
 
 
 def collate(
-    samples: list[Sample], settings: SimpleNamespace, return_tensors: str | None = "pt", return_metadata: bool = False
+    samples: list[Sample],
+    settings: LlavaViTSettings,
+    return_tensors: str | None = "pt",
+    return_metadata: bool = False,
+    **selection,
 ) -> BatchFeature:
     """Normalizes the samples' pixels and lays them out for the model, in order.
 
+    Args:
+        selection: `keep`, `scores` and `top_k`, as `kept_patches` takes them.
+
     Raises:
-        ValueError: if a dense batch cannot be stacked, or for an unknown `return_tensors`.
+        ValueError: if a dense batch cannot be stacked, for an unknown `return_tensors`, or by `kept_patches`.
     """
+    kept = kept_patches([sample.grid(settings.patch_size) for sample in samples], **selection)
+    samples = [replace(sample, kept=rows) for sample, rows in zip(samples, kept, strict=True)]
     kind = getattr(return_tensors, "value", return_tensors)
     if kind not in (None, "pt", "np"):
         raise ValueError(f"return_tensors must be 'pt' or 'np', found {return_tensors!r}.")
@@ -55,20 +73,8 @@ def collate(
     if kind == "np":
         data = {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in data.items()}
     if return_metadata:
-        data["metadata"] = [_describe(sample, settings) for sample in samples]
+        data["metadata"] = [sample.describe(settings.patch_size) for sample in samples]
     return BatchFeature(data)
-
-
-def _describe(sample: Sample, settings: SimpleNamespace) -> dict[str, Any]:
-    times = [0] if sample.times is None else sample.times.tolist()
-    kept = {} if sample.kept is None else {"kept_patches": sample.kept.tolist()}
-    return {**sample.metadata, "grid_thw": sample.grid(settings.patch_size), "temporal_positions": times, **kept}
-
-
-def _positions(sample: Sample, patch_size: int) -> torch.Tensor:
-    """`(t, h, w)` of the patches that a sample keeps, `(K, 3)`."""
-    positions = grid_positions([sample.grid(patch_size)], [sample.times])
-    return positions if sample.kept is None else positions[sample.kept]
 
 
 def _kept_per_frame(sample: Sample, patch_size: int) -> Iterator[torch.Tensor]:
@@ -82,9 +88,9 @@ def _kept_per_frame(sample: Sample, patch_size: int) -> Iterator[torch.Tensor]:
         yield patches
 
 
-def _pack(samples: list[Sample], settings: SimpleNamespace) -> dict[str, Any]:
+def _pack(samples: list[Sample], settings: LlavaViTSettings) -> dict[str, Any]:
     patch = settings.patch_size
-    positions = [_positions(sample, patch) for sample in samples]
+    positions = [sample.positions(patch) for sample in samples]
     lengths = [len(rows) for rows in positions]
     pixel_values, table, start = torch.empty(sum(lengths), 3, patch, patch), pixel_table(settings), 0
     for patches in (patches for sample in samples for patches in _kept_per_frame(sample, patch)):
@@ -101,7 +107,7 @@ def _pack(samples: list[Sample], settings: SimpleNamespace) -> dict[str, Any]:
     }
 
 
-def _stack(samples: list[Sample], settings: SimpleNamespace) -> dict[str, Any]:
+def _stack(samples: list[Sample], settings: LlavaViTSettings) -> dict[str, Any]:
     clips = [sample.times is not None for sample in samples]
     if any(clips) and not all(clips):
         raise ValueError(
@@ -124,21 +130,100 @@ def _stack(samples: list[Sample], settings: SimpleNamespace) -> dict[str, Any]:
     data = {"pixel_values": pixel_values if any(clips) else pixel_values[:, :, 0]}
     selected = any(sample.kept is not None for sample in samples)
     if selected:
-        data["visible_indices"] = _visible_indices(samples, settings.patch_size)
+        every = torch.arange(frames * (height // settings.patch_size) * (width // settings.patch_size))
+        indices = [every if sample.kept is None else sample.kept for sample in samples]
+        counts = [len(kept) for kept in indices]
+        if len(set(counts)) > 1:
+            raise ValueError(
+                f"keep: in a dense batch all samples keep the same number of patches, found {counts}. Use scores with "
+                "top_k, make one call per number, or use the packing model."
+            )
+        data["visible_indices"] = torch.stack(indices)
     if selected or any(clips):
-        data["patch_positions"] = torch.stack([_positions(sample, settings.patch_size) for sample in samples])
+        data["patch_positions"] = torch.stack([sample.positions(settings.patch_size) for sample in samples])
     return data
 
 
-def _visible_indices(samples: list[Sample], patch_size: int) -> torch.Tensor:
-    """`(B, K)`, or a ValueError if the samples keep different numbers of patches."""
-    indices = [
-        torch.arange(np.prod(sample.grid(patch_size))) if sample.kept is None else sample.kept for sample in samples
+def kept_patches(
+    grids: Sequence[Sequence[int]], keep: Any = None, scores: Any = None, top_k: int | Sequence[int] | None = None
+) -> list[torch.Tensor | None]:
+    """Indices of the patches that every sample of a pack keeps.
+
+    Args:
+        grids: `(t, h, w)` of every sample, in patches.
+        keep: one boolean mask per sample, `(t, h, w)` or flat `(t * h * w,)`, numpy or torch; `None` in place of a
+            mask keeps the whole sample. For a single sample the mask itself will do.
+        scores: in place of `keep`, one array of real numbers per sample, shaped likewise; higher is better.
+        top_k: with `scores`, how many patches a sample keeps, or one number per sample. A smaller sample keeps all
+            it has. Of equal scores the first in `(t, h, w)` order win.
+
+    Returns:
+        Per sample `(K,)` int64, ascending, or `None` for all its patches.
+
+    Raises:
+        ValueError: for a selection that does not fit the samples or keeps nothing; the message names the argument.
+    """
+    if scores is None and top_k is None:
+        keep = [None] * len(grids) if keep is None else keep
+        return [
+            None if mask is None else _from_mask(_flat(mask, f"keep[{index}]", grid), f"keep[{index}]")
+            for index, (mask, grid) in enumerate(zip(_per_sample(keep, "keep", grids), grids, strict=True))
+        ]
+    if keep is not None or scores is None or top_k is None:
+        given = {"keep": keep, "scores": scores, "top_k": top_k}
+        found = " and ".join(name for name, value in given.items() if value is not None)
+        raise ValueError(f"found {found}; pass keep alone, or scores and top_k: one mask or array per sample.")
+    counts = list(top_k) if isinstance(top_k, list | tuple | np.ndarray) else [top_k] * len(grids)
+    if len(counts) != len(grids):
+        raise ValueError(f"top_k: found {len(counts)} numbers for {len(grids)} samples; expected one each, or an int.")
+    for count in counts:
+        if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+            raise ValueError(f"top_k must be an integer of at least 1, found {count!r}.")
+    ranked = zip(_per_sample(scores, "scores", grids), grids, counts, strict=True)
+    return [
+        None if values is None else _best(_flat(values, f"scores[{index}]", grid), int(count), f"scores[{index}]")
+        for index, (values, grid, count) in enumerate(ranked)
     ]
-    counts = [len(kept) for kept in indices]
-    if len(set(counts)) > 1:
+
+
+def _per_sample(values: Any, name: str, grids: Sequence[Sequence[int]]) -> list[Any]:
+    array = isinstance(values, np.ndarray | torch.Tensor)
+    if array and len(grids) == 1 and (values.ndim == 1 or tuple(values.shape) == tuple(grids[0])):
+        return [values]
+    several = isinstance(values, list | tuple) or (array and values.ndim > 0)
+    if not several or len(values) != len(grids):
+        found = len(values) if several else type(values).__name__
         raise ValueError(
-            f"keep: in a dense batch all samples keep the same number of patches, found {counts}. Use scores with "
-            "top_k, make one call per number, or use the packing model."
+            f"{name}: found {found} for {len(grids)} sample(s); expected a list of one array per sample, first of the "
+            "images, then of the videos."
         )
-    return torch.stack(indices)
+    return list(values)
+
+
+def _flat(values: Any, name: str, grid: Sequence[int]) -> torch.Tensor:
+    try:
+        values = torch.as_tensor(values).detach().cpu()
+    # A RuntimeError is what torch says of a dict or of None.
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name}: found {type(values).__name__}, which is no array of numbers: {error}") from error
+    flat = (grid[0] * grid[1] * grid[2],)
+    if tuple(values.shape) not in (tuple(grid), flat):
+        raise ValueError(
+            f"{name}: found shape {tuple(values.shape)}; expected the sample's (t, h, w) in patches, {tuple(grid)} or "
+            f"flat {flat}."
+        )
+    return values.flatten()
+
+
+def _from_mask(mask: torch.Tensor, name: str) -> torch.Tensor:
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name}: found {mask.dtype}; expected booleans. Numbers are for scores, with top_k.")
+    if not mask.any():
+        raise ValueError(f"{name} keeps no patch; leave the sample out, or keep at least one.")
+    return mask.nonzero()[:, 0]
+
+
+def _best(scores: torch.Tensor, count: int, name: str) -> torch.Tensor:
+    if scores.dtype == torch.bool or scores.is_complex() or (scores != scores).any():  # noqa: PLR0124  only NaN differs
+        raise ValueError(f"{name}: found {scores.dtype}; expected real numbers without NaN. Booleans are for keep.")
+    return scores.argsort(descending=True, stable=True)[:count].sort().values

@@ -10,20 +10,16 @@ import importlib.util
 from collections.abc import Callable, Iterator
 from itertools import chain
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 from transformers.image_utils import ChannelDimension
 from transformers.video_utils import load_video
 
-from .pixels_llava_vit import MAX_IMAGE_PIXELS, channel_format, check_pixels
+from .pixels_llava_vit import channel_format, check_pixels
+from .settings_llava_vit import LlavaViTSettings
 
 
-# Nine hours at 30 frames a second.
-MAX_FRAMES = 1_000_000
-# What a processor's settings say; these are for decoding without one.
-DEFAULT_LIMITS = SimpleNamespace(max_frames=MAX_FRAMES, max_image_pixels=MAX_IMAGE_PIXELS)
 BACKENDS = ("decord", "pyav", "torchcodec", "opencv")
 FRAME_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 # FFmpeg's names of what decord was measured to seek in exactly. Elsewhere (MPEG-TS, AVI, HEVC, MPEG-4 with B-frames)
@@ -59,14 +55,7 @@ def sample_frame_indices(total: int, num_frames: int | str) -> np.ndarray:
 
 
 def check_frames(name: str, found: int | str, frames: int, limit: int) -> None:
-    """Refuses a video by its number of frames.
-
-    Args:
-        found: `frames` in words.
-
-    Raises:
-        ValueError: naming the video and the switch.
-    """
+    """Raises a ValueError for a video of more frames than the limit; `found` is `frames` in words."""
     if frames > limit:
         raise ValueError(
             f"{name}: {found} frames, more than max_frames={limit}. Raise max_frames, or give a shorter video or a "
@@ -75,20 +64,13 @@ def check_frames(name: str, found: int | str, frames: int, limit: int) -> None:
 
 
 def decode_file(
-    path: Path,
-    num_frames: int | str,
-    backend: str | None = None,
-    check: SizeCheck | None = None,
-    limits: Any = DEFAULT_LIMITS,
+    path: Path, num_frames: int | str, backend: str | None, check: SizeCheck, limits: LlavaViTSettings
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Samples frames of one file: `(T, H, W, 3)` uint8 and metadata, as `decode_video` describes.
 
-    Args:
-        limits: has `max_frames` and `max_image_pixels`; frames over the latter are refused before they are decoded.
-
     Raises:
         ImportError: if the package of a chosen backend is missing.
-        ValueError: for a file that cannot be read as a video.
+        ValueError: for a file that cannot be read as a video, or over `limits`.
     """
     if path.suffix.lower() in FRAME_SUFFIXES:
         raise ValueError(f"videos: {path} is an image. Pass it as images=, or wrap a clip's frames in a list.")
@@ -191,8 +173,7 @@ def _decode_decord(path, num_frames, check, limits) -> tuple[np.ndarray, dict[st
         if len(reader) != len(times):
             raise VideoError(f"it counts {len(reader)} frames of {len(times)}")
         indices = sample_frame_indices(len(times), num_frames).tolist()
-        if check is not None:
-            check(len(indices), *reader[0].shape[:2])
+        check(len(indices), *reader[0].shape[:2])
         batch = reader.get_batch(indices)
         fps = reader.get_avg_fps()
     except (decord.DECORDError, decord.DECORDLimitReachedError, RuntimeError, IndexError) as error:
@@ -204,45 +185,46 @@ def _decode_decord(path, num_frames, check, limits) -> tuple[np.ndarray, dict[st
 
 
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _decode_pyav(path, num_frames, check, limits) -> tuple[np.ndarray, dict[str, Any]]:
     av = _module("av", "av")
+    lost = {}
     try:
         total = len(_scan(av, path, limits)[0])
-        indices, frames, decoded, metadata = _read_pyav(av, path, total, num_frames, check, limits)
+        indices = sample_frame_indices(total, num_frames).tolist()
+        frames, decoded, fps = _read_pyav(av, path, indices, check, limits)
         if 0 < decoded != total:
             # Packets need not all decode (a truncated or damaged file): sample what does.
-            lost, total = total - decoded, decoded
-            indices, frames, decoded, metadata = _read_pyav(av, path, total, num_frames, check, limits)
-            metadata["undecodable_frames"] = lost
+            lost, total = {"undecodable_frames": total - decoded}, decoded
+            indices = sample_frame_indices(total, num_frames).tolist()
+            frames, _, fps = _read_pyav(av, path, indices, check, limits)
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(_first_line(error)) from error
     if not all(index in frames for index in indices):
         raise VideoError("no frame could be decoded")
-    metadata["timestamps"] = [frames[index][1] for index in indices]
-    metadata["frame_indices"] = indices
-    return np.stack([frames[index][0] for index in indices]), {**metadata, "total_frames": total}
+    arrays, times = zip(*(frames[index] for index in indices), strict=True)
+    metadata = {"frame_indices": indices, "timestamps": list(times), "fps": fps, "decoder": "pyav"}
+    return np.stack(arrays), {**metadata, "total_frames": total, **lost}
 
 
-def _read_pyav(av, path, total, num_frames, check, limits) -> tuple[list[int], dict, int, dict[str, Any]]:
-    """One pass over the file: the indices wanted of `total`, their frames and times, and how many frames decode."""
-    indices = sample_frame_indices(total, num_frames).tolist()
+def _read_pyav(av, path, indices, check, limits) -> tuple[dict[int, tuple], int, float | None]:
+    """One pass over the file: the frames at `indices` with their times, how many frames decode, and the rate."""
     wanted, frames, decoded, first = set(indices), {}, 0, None
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         width, height = stream.codec_context.width, stream.codec_context.height
-        if check is not None and width and height:
+        if width and height:
             check(len(indices), height, width)
         # Later frames may be larger than the header says. Decoders count in whole blocks, of up to 128 pixels.
         stream.codec_context.options = {"max_pixels": str(limits.max_image_pixels + 128 * (width + height + 128))}
         start, tick = stream.start_time or 0, stream.time_base
         for frame in _decodable_frames(av, container, lambda: _check_stream(path, stream, limits)):
-            size = _upright_size(frame)
-            if decoded == 0 and check is not None:
+            turns = round(frame.rotation / 90)  # counter-clockwise, as rot90 turns
+            size = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
+            if decoded == 0:
                 check(len(indices), *size)
             check_pixels(f"videos ({path}), frame {decoded}", *size, limits.max_image_pixels)
             if decoded in wanted:
@@ -253,16 +235,10 @@ def _read_pyav(av, path, total, num_frames, check, limits) -> tuple[list[int], d
                         f"{first[1]}x{first[0]} and {size[1]}x{size[0]}. Cut the video where its size changes."
                     )
                 time = None if frame.pts is None else round(float((frame.pts - start) * tick), 6)
-                # rotation is counter-clockwise, as rot90 turns.
-                frames[decoded] = (np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90)), time)
+                frames[decoded] = (np.rot90(frame.to_ndarray(format="rgb24"), turns), time)
             decoded += 1
         fps = float(stream.average_rate) if stream.average_rate else None
-    return indices, frames, decoded, {"decoder": "pyav", "fps": fps}
-
-
-def _upright_size(frame) -> tuple[int, int]:
-    size = (frame.height, frame.width)
-    return size[::-1] if round(frame.rotation / 90) % 2 else size
+    return frames, decoded, fps
 
 
 def _packets(av, container) -> Iterator[Any]:
@@ -293,12 +269,11 @@ def _decode_transformers(path, num_frames, backend, check, limits) -> tuple[np.n
             raise VideoError("its header says 0 frames; use the pyav backend")
         total = int(metadata.total_num_frames)
         check_frames(f"videos ({path})", str(total), total, limits.max_frames)
-        if metadata.height and metadata.width:
-            name = f"videos ({path}), its frames"
-            check_pixels(name, int(metadata.height), int(metadata.width), limits.max_image_pixels)
         sampled.extend(sample_frame_indices(total, num_frames).tolist())
-        if check is not None and metadata.height and metadata.width:
-            check(len(sampled), metadata.height, metadata.width)
+        if metadata.height and metadata.width:
+            size = (int(metadata.height), int(metadata.width))
+            check_pixels(f"videos ({path}), its frames", *size, limits.max_image_pixels)
+            check(len(sampled), *size)
         # The readers return a repeated frame once.
         return sorted(set(sampled))
 

@@ -8,7 +8,6 @@ to one float32, so a table made by transformers' own functions gives their bits 
 import base64
 import io
 import struct
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,9 @@ import torch
 from transformers.image_transforms import center_crop, get_resize_output_image_size, normalize, rescale, resize
 from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
 
+from .settings_llava_vit import LlavaViTSettings
 
-# Pillow's own default against decompression bombs.
-MAX_IMAGE_PIXELS = 178_956_970
+
 DOWNLOAD_SECONDS = 60
 # Values that are normalized in one go; what that takes stays in the caches.
 PIXELS_AT_ONCE = 2**17
@@ -30,11 +29,7 @@ DAMAGED_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error
 
 
 def check_pixels(name: str, height: int, width: int, limit: int) -> None:
-    """Refuses an image or frame by its size, before it is decoded.
-
-    Raises:
-        ValueError: naming the image and the switch.
-    """
+    """Raises a ValueError, before anything is decoded, for an image or frame of more pixels than the limit."""
     if height * width > limit:
         raise ValueError(
             f"{name}: {width}x{height} (width x height) are {height * width} pixels, more than "
@@ -42,11 +37,12 @@ def check_pixels(name: str, height: int, width: int, limit: int) -> None:
         )
 
 
-def open_image(image: Any, name: str, max_image_pixels: int = MAX_IMAGE_PIXELS) -> Any:
+def open_image(image: Any, name: str, max_image_pixels: int) -> Any:
     """Opens a path or URL; anything else is returned as it is. A file's pixels are not decoded yet.
 
     Args:
-        max_image_pixels: a file of more pixels is an error; so is one over Pillow's own `PIL.Image.MAX_IMAGE_PIXELS`.
+        max_image_pixels: a file of more pixels is an error; so is one that Pillow refuses, of more than twice its own
+            `PIL.Image.MAX_IMAGE_PIXELS`. From once that number on Pillow warns.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -75,13 +71,6 @@ def open_image(image: Any, name: str, max_image_pixels: int = MAX_IMAGE_PIXELS) 
         # A program: Pillow would start Ghostscript to run it.
         raise ValueError(f"{name}: {source} is PostScript, which is not run. Convert it to PNG or JPEG first.")
     check_pixels(f"{name} ({source})", opened.height, opened.width, max_image_pixels)
-    # Between one and two times its limit Pillow only warns.
-    limit = PIL.Image.MAX_IMAGE_PIXELS
-    if limit is not None and opened.width * opened.height > limit:
-        raise ValueError(
-            f"{name}: {source} has {opened.width}x{opened.height} pixels, more than Pillow's limit of {limit} against "
-            "decompression bombs. Raise PIL.Image.MAX_IMAGE_PIXELS too if you trust the file."
-        )
     return opened
 
 
@@ -111,8 +100,7 @@ def _fetch(url: str, name: str, max_image_pixels: int) -> bytes:
         raise ValueError(f"{name}: {url} cannot be fetched: {error}") from error
     if len(content) > most:
         raise ValueError(
-            f"{name}: {url} is larger than {most} bytes, which no image of max_image_pixels={max_image_pixels} is. "
-            "Raise max_image_pixels if you trust it."
+            f"{name}: {url} is larger than {most} bytes; raise max_image_pixels={max_image_pixels} if you trust it."
         )
     return content
 
@@ -125,8 +113,7 @@ def channel_format(array: np.ndarray | torch.Tensor, name: str, input_data_forma
         return infer_channel_dimension_format(array, num_channels=(1, 3, 4))
     except ValueError as error:
         raise ValueError(
-            f"{name}: an array of shape {tuple(array.shape)} has no axis of 1, 3 or 4 channels; expected (H, W), "
-            "(H, W, C) or (C, H, W)."
+            f"{name}: shape {tuple(array.shape)} has no axis of 1, 3 or 4 channels; expected (H, W, C) or (C, H, W)."
         ) from error
 
 
@@ -134,8 +121,7 @@ def image_size(image: Any, name: str, input_data_format: str | None = None) -> t
     """`(height, width)` of a PIL image or an array, without decoding it.
 
     Raises:
-        TypeError: if it is no image.
-        ValueError: if its shape is not an image's.
+        TypeError, ValueError: if it is no image, or its shape is not an image's.
     """
     if isinstance(image, PIL.Image.Image):
         return image.height, image.width
@@ -155,7 +141,7 @@ def image_size(image: Any, name: str, input_data_format: str | None = None) -> t
     return height, width
 
 
-def to_rgb(image: Any, name: str, settings: Any, upright: bool = False) -> PIL.Image.Image | np.ndarray:
+def to_rgb(image: Any, name: str, settings: LlavaViTSettings, upright: bool = False) -> PIL.Image.Image | np.ndarray:
     """Decodes and converts one image.
 
     Alpha is dropped. 16-bit grey is scaled to 8 bit (Pillow's own conversion would clip it to white).
@@ -195,8 +181,13 @@ def to_rgb(image: Any, name: str, settings: Any, upright: bool = False) -> PIL.I
     elif channel_format(image, name, settings.input_data_format) == ChannelDimension.FIRST:
         image = np.moveaxis(image, 0, -1)
     image = _eight_bit(image, name)
-    if image.dtype != np.uint8 and settings.do_rescale:
-        _check_float_range(image, name)
+    low, high = (0, 255) if image.dtype == np.uint8 else (float(image.min()), float(image.max()))
+    # A black image is black on either scale. NaN is within no limits.
+    if settings.do_rescale and (not 0 <= low <= high <= 255 or 0 < high <= 1):
+        raise ValueError(
+            f"{name}: do_rescale=True divides float pixels by 255, so they must lie in 0...255, without NaN; found "
+            f"{low:.4g}...{high:.4g}. Pass do_rescale=False for 0...1, and do_normalize=False too for normalized ones."
+        )
     return np.repeat(image, 3, axis=-1) if image.shape[-1] == 1 else image[..., :3]
 
 
@@ -218,23 +209,9 @@ def _eight_bit(array: np.ndarray, name: str) -> np.ndarray:
     return array.astype(np.uint8)
 
 
-def _check_float_range(array: np.ndarray, name: str) -> None:
-    low, high = float(array.min()), float(array.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        raise ValueError(f"{name}: the pixels contain NaN or infinity.")
-    # A black image is black on either scale.
-    if low < 0 or 0 < high <= 1:
-        raise ValueError(
-            f"{name}: float pixels lie in {low:.4g}...{high:.4g}, but do_rescale=True divides 0...255 by 255. Pass "
-            "do_rescale=False for pixels in 0...1, and also do_normalize=False for already normalized ones."
-        )
-    if high > 255:
-        raise ValueError(f"{name}: float pixels must lie in 0...255, found {low:.4g}...{high:.4g}.")
-
-
-def resized_size(height: int, width: int, settings: Any) -> tuple[int, int]:
+def resized_size(height: int, width: int, settings: LlavaViTSettings) -> tuple[int, int]:
     """`(height, width)` after resizing, before cropping."""
-    if settings.native_resolution or not settings.do_resize:
+    if settings.native or not settings.do_resize:
         return height, width
     if "shortest_edge" not in settings.size:
         return settings.size["height"], settings.size["width"]
@@ -245,14 +222,37 @@ def resized_size(height: int, width: int, settings: Any) -> tuple[int, int]:
     )
 
 
-def output_size(height: int, width: int, settings: Any) -> tuple[int, int]:
+def output_size(height: int, width: int, settings: LlavaViTSettings) -> tuple[int, int]:
     """`(height, width)` of what an image is made into, before what fills no patch is dropped."""
-    if settings.do_center_crop and not settings.native_resolution:
+    if settings.do_center_crop and not settings.native:
         return settings.crop_size["height"], settings.crop_size["width"]
     return resized_size(height, width, settings)
 
 
-def resize_and_crop(image: PIL.Image.Image | np.ndarray, settings: Any) -> np.ndarray:
+def check_tokens(name: str, frames: int, height: int, width: int, settings: LlavaViTSettings) -> None:
+    """Raises a ValueError for a sample smaller than a patch or of too many, by its size as the model gets it."""
+    patch = settings.patch_size
+    tokens = frames * (height // patch) * (width // patch)
+    if tokens == 0:
+        raise ValueError(
+            f"{name}: {width}x{height} pixels (width x height) is smaller than one patch of {patch}x{patch}. Enlarge "
+            "it, or pass native_resolution=False to resize."
+        )
+    if tokens > settings.max_tokens:
+        raise ValueError(
+            f"{name}: {frames} frame(s) of {width}x{height} pixels (width x height) are {tokens} tokens, more than "
+            f"max_tokens={settings.max_tokens}. Raise it, or pass native_resolution=False to resize, or fewer frames."
+        )
+
+
+def check_sample(name: str, frames: int, height: int, width: int, settings: LlavaViTSettings) -> None:
+    """Raises a ValueError for a sample over a limit or too small, by its size before it is decoded."""
+    check_pixels(name, height, width, settings.max_image_pixels)
+    check_pixels(f"{name}, resized", *resized_size(height, width, settings), settings.max_image_pixels)
+    check_tokens(name, frames, *output_size(height, width, settings), settings)
+
+
+def resize_and_crop(image: PIL.Image.Image | np.ndarray, settings: LlavaViTSettings) -> np.ndarray:
     """CLIP's resize and centre crop on an RGB image, by transformers' own functions: `(H, W, 3)`."""
     layout = ChannelDimension.LAST
     if settings.do_resize:
@@ -271,47 +271,35 @@ def resize_and_crop(image: PIL.Image.Image | np.ndarray, settings: Any) -> np.nd
     return array
 
 
-def to_frame(image: PIL.Image.Image | np.ndarray, settings: Any) -> torch.Tensor:
+def to_frame(image: PIL.Image.Image | np.ndarray, settings: LlavaViTSettings) -> torch.Tensor:
     """One RGB image as `(3, H, W)`: raw uint8, or rescaled and normalized float32 if it came as floats."""
-    if not settings.native_resolution:
+    if not settings.native:
         array = resize_and_crop(image, settings)
     else:
         array = np.array(image) if isinstance(image, PIL.Image.Image) else image
         rows, columns = array.shape[0] // settings.patch_size, array.shape[1] // settings.patch_size
         array = array[: rows * settings.patch_size, : columns * settings.patch_size]
     if array.dtype != np.uint8:
-        array = _rescale_and_normalize(
-            array, settings.do_rescale, settings.rescale_factor, settings.do_normalize, *_statistics(settings)
-        ).astype(np.float32)
+        array = rescale_and_normalize(array, settings)
     # torch takes no negative strides, and warns about arrays it may not write to.
     if not array.flags.writeable or min(array.strides) < 0:
         array = array.copy()
     return torch.from_numpy(array).permute(2, 0, 1)
 
 
-def _statistics(settings: Any) -> tuple[tuple | float, tuple | float]:
-    values = (settings.image_mean, settings.image_std)
-    return tuple(tuple(value) if isinstance(value, list | tuple) else value for value in values)
+def rescale_and_normalize(array: np.ndarray, settings: LlavaViTSettings) -> np.ndarray:
+    """Pixels `(H, W, 3)` as float32, by transformers' own functions."""
+    if settings.do_rescale:
+        array = rescale(array, settings.rescale_factor, input_data_format=ChannelDimension.LAST)
+    if settings.do_normalize:
+        array = normalize(array, settings.image_mean, settings.image_std, input_data_format=ChannelDimension.LAST)
+    return array.astype(np.float32)
 
 
-def _rescale_and_normalize(array, do_rescale, factor, do_normalize, mean, std) -> np.ndarray:
-    if do_rescale:
-        array = rescale(array, factor, input_data_format=ChannelDimension.LAST)
-    if do_normalize:
-        array = normalize(array, mean, std, input_data_format=ChannelDimension.LAST)
-    return array
-
-
-@lru_cache(maxsize=16)
-def _pixel_table(do_rescale, factor, do_normalize, mean, std) -> torch.Tensor:
-    values = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=-1)
-    table = _rescale_and_normalize(values, do_rescale, factor, do_normalize, mean, std)
-    return torch.from_numpy(table[0].T.astype(np.float32).copy())
-
-
-def pixel_table(settings: Any) -> torch.Tensor:
+def pixel_table(settings: LlavaViTSettings) -> torch.Tensor:
     """`(3, 256)` float32: what each uint8 value of each channel becomes."""
-    return _pixel_table(settings.do_rescale, settings.rescale_factor, settings.do_normalize, *_statistics(settings))
+    values = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=-1)
+    return torch.from_numpy(rescale_and_normalize(values, settings)[0].T.copy())
 
 
 def write_pixels(out: torch.Tensor, pixels: torch.Tensor, table: torch.Tensor) -> None:

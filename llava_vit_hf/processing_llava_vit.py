@@ -6,18 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 # Out of a local folder transformers 4 fetches only the files that this one imports itself, so all are named here.
-from .collation_llava_vit import collate, select
+from .collation_llava_vit import collate
 from .decoding_llava_vit import BACKENDS  # noqa: F401
 from .grid_llava_vit import split_features
 from .image_processing_llava_vit import LlavaViTImageProcessor
 from .pixels_llava_vit import pixel_table  # noqa: F401
-from .selection_llava_vit import kept_patches  # noqa: F401
+from .settings_llava_vit import LlavaViTSettings  # noqa: F401
 from .video_processing_llava_vit import LlavaViTVideoProcessor
 
 
@@ -35,6 +33,9 @@ class LlavaViTProcessor(ProcessorMixin):
 
     def __init__(self, image_processor: LlavaViTImageProcessor):
         super().__init__(image_processor)
+
+    # Of packed features, one array per sample.
+    split_features = staticmethod(split_features)
 
     @property
     def video_processor(self) -> LlavaViTVideoProcessor:
@@ -82,7 +83,7 @@ class LlavaViTProcessor(ProcessorMixin):
             scores: in place of `keep`, one array of numbers per sample, shaped likewise; the highest `top_k` patches
                 are kept.
             top_k: with `scores`, how many patches a sample keeps, or one number per sample.
-            kwargs: any argument of `LlavaViTImageProcessor`, for this call.
+            kwargs: any argument of [`LlavaViTSettings`], for this call.
 
         Returns:
             Packing: `pixel_values` `(total_tokens, 3 * P * P)`, `grid_thw` `(samples, 3)`, `patch_positions`
@@ -105,25 +106,7 @@ class LlavaViTProcessor(ProcessorMixin):
         samples = [] if images is None else self.image_processor.prepare(images, settings)
         if videos is not None:
             samples += self.video_processor.prepare(videos, settings, video_backend)
-        samples = select(samples, settings, keep, scores, top_k)
-        return collate(samples, settings, return_tensors, return_metadata)
-
-    def split_features(
-        self, features: torch.Tensor | np.ndarray, grid_thw: torch.Tensor | np.ndarray | list
-    ) -> list[torch.Tensor | np.ndarray]:
-        """Splits packed features into one array per sample, the inverse of packing.
-
-        Args:
-            features: `(total_tokens, C)`.
-            grid_thw: `(samples, 3)`, of whole samples; those that keep only some patches are split by `cu_seqlens`.
-
-        Returns:
-            One `(t, h, w, C)` per sample, views of `features`.
-
-        Raises:
-            ValueError: if `grid_thw` does not add up to the rows of `features`.
-        """
-        return split_features(features, grid_thw)
+        return collate(samples, settings, return_tensors, return_metadata, keep=keep, scores=scores, top_k=top_k)
 
     def to_dict(self, *args, **kwargs) -> dict[str, Any]:
         """The contents of `processor_config.json`: the image processor's settings stay in its own file."""

@@ -6,9 +6,8 @@ processor as a component.
 """
 
 import re
-from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,37 +15,33 @@ import PIL.Image
 import torch
 from transformers.image_processing_utils import BatchFeature
 
-from .collation_llava_vit import Sample, collate, select
-from .decoding_llava_vit import (
-    BACKENDS,
-    FRAME_SUFFIXES,
-    MAX_FRAMES,
-    SizeCheck,
-    check_frames,
-    decode_file,
-    sample_frame_indices,
-)
+from .collation_llava_vit import SELECTION, Sample, collate
+from .decoding_llava_vit import BACKENDS, FRAME_SUFFIXES, SizeCheck, check_frames, decode_file, sample_frame_indices
 from .grid_llava_vit import temporal_positions
-from .image_processing_llava_vit import LlavaViTImageProcessor, check_sample, check_size
-from .pixels_llava_vit import MAX_IMAGE_PIXELS, channel_format, check_pixels, image_size, open_image, to_frame, to_rgb
-
-
-# How frames are read, and how many and large they may be, when they are decoded without a processor.
-PLAIN_SETTINGS = SimpleNamespace(
-    do_convert_rgb=True,
-    do_rescale=False,
-    input_data_format=None,
-    max_image_pixels=MAX_IMAGE_PIXELS,
-    max_frames=MAX_FRAMES,
+from .image_processing_llava_vit import LlavaViTImageProcessor
+from .pixels_llava_vit import (
+    channel_format,
+    check_pixels,
+    check_sample,
+    check_tokens,
+    image_size,
+    open_image,
+    to_frame,
+    to_rgb,
 )
+from .settings_llava_vit import LlavaViTSettings
+
+
+# Frames that are decoded without a processor may be floats of any scale.
+PLAIN_SETTINGS = LlavaViTSettings(do_rescale=False)
 
 
 def decode_video(
     video: Any,
     num_frames: int | str = 8,
     backend: str | None = None,
-    check: SizeCheck | None = None,
-    settings: Any = PLAIN_SETTINGS,
+    check: SizeCheck = lambda frames, height, width: None,
+    settings: LlavaViTSettings = PLAIN_SETTINGS,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Samples frames of one video.
 
@@ -55,39 +50,34 @@ def decode_video(
             (PIL, arrays, tensors, paths), or an array or tensor `(T, H, W, C)` or `(T, C, H, W)`.
         num_frames: how many, or `"all"`.
         backend: for files: `"decord"`, `"pyav"`, `"torchcodec"` or `"opencv"`. `None`: decord where it is installed,
-            and PyAV otherwise and for files that decord cannot read, or in which its seeking would miss frames (open
-            GOPs, edit lists, containers without an index).
+            and PyAV otherwise and for files that decord cannot read, or in which its seeking would miss frames.
         check: called with (sampled frames, height, width) before they are decoded; may raise.
-        settings: how given frames are read, and the limits `max_image_pixels` and `max_frames`, as from
-            `LlavaViTImageProcessor.settings`.
+        settings: how given frames are read, and the limits `max_image_pixels` and `max_frames`.
 
     Returns:
         Frames `(T, H, W, 3)`, uint8 (float if floats were given), upright as the file's rotation says; and metadata:
         `frame_indices`, `timestamps` (seconds, `None` if unknown), `decoder`, `fps`, `total_frames`, `height`,
-        `width`, `source`; where PyAV had to step in for decord, the reason as `decoder_fallback`; for a damaged file
+        `width`, `source`; where PyAV had to step in, why as `decoder_fallback`; for a damaged file
         `undecodable_frames`, how many were left out.
 
     Raises:
-        FileNotFoundError: for a missing file.
-        ValueError: for a video without frames, an unreadable file, frames of unequal size, an unknown backend, more or
-            larger frames than the limits allow.
+        FileNotFoundError, TypeError, ValueError: for a missing file, what is no video, and for an unreadable one,
+            frames of unequal size, an unknown backend, more or larger frames than the limits allow.
     """
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"video_backend must be one of {', '.join(BACKENDS)} or None, found {backend!r}.")
-    source = None
     if not isinstance(num_frames, str):
         check_frames("num_frames", str(num_frames), num_frames, settings.max_frames)
-    if isinstance(video, str | Path):
-        source = str(video)
-        path = Path(video)
-        if not path.exists():
-            raise FileNotFoundError(f"videos: there is no file or folder {path}.")
-        if path.is_file():
-            frames, metadata = decode_file(path, num_frames, backend, check, settings)
-        else:
-            frames, metadata = _read_frames(_frame_files(path), num_frames, check, f"videos: {path}", settings)
-    else:
+    path = Path(video) if isinstance(video, str | Path) else None
+    if path is None:
         frames, metadata = _read_frames(video, num_frames, check, "videos", settings)
+    elif path.is_dir():
+        frames, metadata = _read_frames(_frame_files(path), num_frames, check, f"videos: {path}", settings)
+    elif path.exists():
+        frames, metadata = decode_file(path, num_frames, backend, check, settings)
+    else:
+        raise FileNotFoundError(f"videos: there is no file or folder {path}.")
+    source = None if path is None else str(video)
     return frames, {**metadata, "height": frames.shape[1], "width": frames.shape[2], "source": source}
 
 
@@ -95,12 +85,9 @@ def _frame_files(folder: Path) -> list[Path]:
     files = [path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
     if not files:
         raise ValueError(f"videos: the folder {folder} has no frames; expected images ({', '.join(FRAME_SUFFIXES)}).")
-    return sorted(files, key=_natural_order)
-
-
-def _natural_order(path: Path) -> list[str | int]:
     # frame10 comes after frame9; split leaves the numbers at the odd places.
-    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"(\d+)", path.name))]
+    parts = {path: re.split(r"(\d+)", path.name) for path in files}
+    return sorted(files, key=lambda path: [int(part) if i % 2 else part for i, part in enumerate(parts[path])])
 
 
 def _read_frames(video, num_frames, check, name, settings) -> tuple[np.ndarray, dict[str, Any]]:
@@ -110,7 +97,7 @@ def _read_frames(video, num_frames, check, name, settings) -> tuple[np.ndarray, 
         if video.ndim != 4:
             raise ValueError(f"{name}: a video array is (T, H, W, C) or (T, C, H, W), found {tuple(video.shape)}.")
         layout = channel_format(video, name, settings.input_data_format)
-        settings = SimpleNamespace(**{**vars(settings), "input_data_format": layout})
+        settings = replace(settings, input_data_format=layout.value)
     if len(video) == 0:
         raise ValueError(f"{name}: the video has no frames.")
     check_frames(name, str(len(video)), len(video), settings.max_frames)
@@ -121,7 +108,7 @@ def _read_frames(video, num_frames, check, name, settings) -> tuple[np.ndarray, 
         opened = open_image(video[index], label, settings.max_image_pixels)
         height, width = image_size(opened, label, settings.input_data_format)
         check_pixels(label, height, width, settings.max_image_pixels)
-        if check is not None and not frames:
+        if not frames:
             check(len(indices), height, width)
         frames[index] = np.asarray(to_rgb(opened, label, settings, upright=opened is not video[index]))
         first = first or frames[index].shape
@@ -137,33 +124,24 @@ class LlavaViTVideoProcessor:
     """Turns videos into model inputs, with the settings of an image processor.
 
     Args:
-        image_processor: supplies `num_frames`, `temporal_context` and how frames are resized and normalized.
+        image_processor: holds the settings.
     """
 
     def __init__(self, image_processor: LlavaViTImageProcessor):
         self.image_processor = image_processor
 
-    def __call__(
-        self,
-        videos: Any,
-        video_backend: str | None = None,
-        return_metadata: bool = False,
-        return_tensors: str | None = "pt",
-        keep: Any = None,
-        scores: Any = None,
-        top_k: int | Sequence[int] | None = None,
-        **kwargs,
-    ) -> BatchFeature:
-        """As `LlavaViTProcessor.__call__` with videos only."""
+    def __call__(self, videos: Any, video_backend: str | None = None, **kwargs) -> BatchFeature:
+        """As `LlavaViTProcessor.__call__` with `videos`, a `video_backend`, and without images."""
+        outputs = ("return_tensors", "return_metadata", *SELECTION)
+        collation = {name: kwargs.pop(name) for name in outputs if name in kwargs}
         settings = self.image_processor.settings(**kwargs)
-        samples = select(self.prepare(videos, settings, video_backend), settings, keep, scores, top_k)
-        return collate(samples, settings, return_tensors, return_metadata)
+        return collate(self.prepare(videos, settings, video_backend), settings, **collation)
 
-    def prepare(self, videos, settings: SimpleNamespace, video_backend: str | None = None) -> list[Sample]:
+    def prepare(self, videos, settings: LlavaViTSettings, video_backend: str | None = None) -> list[Sample]:
         """One `Sample` per video; its pixels are not yet normalized."""
         return [self._sample(video, settings, video_backend) for video in split_videos(videos)]
 
-    def _sample(self, video, settings: SimpleNamespace, video_backend: str | None) -> Sample:
+    def _sample(self, video, settings: LlavaViTSettings, video_backend: str | None) -> Sample:
         name = f"videos ({video})" if isinstance(video, str | Path) else "videos"
 
         def check(frames: int, height: int, width: int) -> None:
@@ -171,7 +149,7 @@ class LlavaViTVideoProcessor:
 
         arrays, metadata = decode_video(video, settings.num_frames, video_backend, check, settings)
         frames = [to_frame(array, settings) for array in arrays]
-        check_size(name, len(frames), *frames[0].shape[-2:], settings)
+        check_tokens(name, len(frames), *frames[0].shape[-2:], settings)
         times = temporal_positions(len(frames), settings.temporal_context)
         return Sample(frames, times, {"kind": "video", **metadata})
 

@@ -3,7 +3,9 @@
 
 import importlib.util
 import json
+import struct
 import warnings
+import zlib
 
 import numpy as np
 import PIL.Image
@@ -12,6 +14,8 @@ import torch
 import transformers
 
 from llava_vit_hf.image_processing_llava_vit import LlavaViTImageProcessor
+from llava_vit_hf.pixels_llava_vit import open_image
+from llava_vit_hf.settings_llava_vit import LlavaViTSettings
 from tests import media
 
 
@@ -116,10 +120,10 @@ def test_both_switches_agree(dense):
 
 
 def test_native_resolution_follows_packing_and_can_be_fixed():
-    assert LlavaViTImageProcessor(packing=True).settings().native_resolution is True
-    assert LlavaViTImageProcessor().settings().native_resolution is False
-    assert LlavaViTImageProcessor().settings(packing=True).native_resolution is True
-    assert LlavaViTImageProcessor(native_resolution=True).settings().native_resolution is True
+    assert LlavaViTImageProcessor(packing=True).settings().native is True
+    assert LlavaViTImageProcessor().settings().native is False
+    assert LlavaViTImageProcessor().settings(packing=True).native is True
+    assert LlavaViTImageProcessor(native_resolution=True).settings().native is True
 
 
 def test_every_kind_of_input_gives_the_same_pixels(packing, tmp_path):
@@ -232,10 +236,30 @@ def test_decompression_bombs_are_refused(packing, tmp_path, monkeypatch):
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(ValueError, match="bomb.png"):
         packing(tmp_path / "bomb.png")
+    # Between once and twice its limit Pillow warns.
     monkeypatch.setattr(PIL.Image, "MAX_IMAGE_PIXELS", 2000)
-    with warnings.catch_warnings(), pytest.raises(ValueError, match="bomb.png"):
-        warnings.simplefilter("ignore")
-        packing(tmp_path / "bomb.png")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert packing(tmp_path / "bomb.png")["grid_thw"].tolist() == [[1, 4, 4]]
+    assert [warning.category for warning in caught] == [PIL.Image.DecompressionBombWarning]
+
+
+def test_a_png_of_108_megapixels_opens(packing, tmp_path, monkeypatch):
+    """Over Pillow's MAX_IMAGE_PIXELS, where it warns, and below twice that, from where it refuses."""
+    assert PIL.Image.MAX_IMAGE_PIXELS < 12_000 * 9_000 < LlavaViTSettings().max_image_pixels
+    assert LlavaViTSettings().max_image_pixels == 2 * PIL.Image.MAX_IMAGE_PIXELS
+    header = struct.pack(">IIBBBBB", 12_000, 9_000, 8, 2, 0, 0, 0)
+    chunks = ((b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b""))
+    png = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    )
+    (tmp_path / "large.png").write_bytes(png)
+    with pytest.warns(PIL.Image.DecompressionBombWarning):
+        opened = open_image(tmp_path / "large.png", "images[0]", LlavaViTSettings().max_image_pixels)
+    assert opened.size == (12_000, 9_000)
+    with pytest.raises(ValueError, match="108000000 pixels, more than max_image_pixels=100000000"), pytest.warns():
+        packing(tmp_path / "large.png", max_image_pixels=100_000_000)
 
 
 def test_size_is_refused_before_decoding(packing, tmp_path, monkeypatch):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from llava_vit_hf import LlavaViTImageProcessor, LlavaViTProcessor
+from llava_vit_hf.collation_llava_vit import kept_patches
 from llava_vit_hf.grid_llava_vit import frame_positions
-from llava_vit_hf.selection_llava_vit import kept_patches
 from tests import media
 from tests.models import as_packing, dense_model, min_cosine
 
@@ -175,15 +175,15 @@ GOOD_MASK = np.ones(IMAGE_GRID, bool)
         ({"keep": [np.ones(29, bool)]}, r"keep\[0\]: found shape \(29,\)"),
         ({"keep": [np.ones(IMAGE_GRID)]}, r"keep\[0\]: found torch.float64; expected booleans"),
         ({"keep": [np.zeros(IMAGE_GRID, bool)]}, r"keep\[0\] keeps no patch"),
-        ({"keep": [GOOD_MASK], "top_k": 3}, "keep was given beside scores or top_k"),
-        ({"keep": [GOOD_MASK], "scores": [GOOD_MASK * 1.0]}, "keep was given beside scores or top_k"),
-        ({"top_k": 3}, "top_k=3 was given without scores"),
-        ({"scores": [GOOD_MASK * 1.0]}, "scores were given without top_k"),
+        ({"keep": [GOOD_MASK], "top_k": 3}, "found keep and top_k; pass keep alone"),
+        ({"keep": [GOOD_MASK], "scores": [GOOD_MASK * 1.0]}, "found keep and scores; pass keep alone"),
+        ({"top_k": 3}, "found top_k; pass .* scores and top_k"),
+        ({"scores": [GOOD_MASK * 1.0]}, "found scores; pass .* scores and top_k"),
         ({"scores": [GOOD_MASK * 1.0], "top_k": 0}, "top_k must be an integer of at least 1, found 0"),
         ({"scores": [GOOD_MASK * 1.0], "top_k": True}, "top_k must be an integer of at least 1, found True"),
         ({"scores": [GOOD_MASK * 1.0], "top_k": 2.5}, "top_k must be an integer of at least 1, found 2.5"),
         ({"scores": [GOOD_MASK * 1.0], "top_k": [1, 2]}, "top_k: found 2 numbers for 1 samples"),
-        ({"scores": [GOOD_MASK * np.nan], "top_k": 2}, r"scores\[0\] contains NaN"),
+        ({"scores": [GOOD_MASK * np.nan], "top_k": 2}, r"scores\[0\]: .*without NaN"),
         ({"scores": [GOOD_MASK], "top_k": 2}, r"scores\[0\]: found torch.bool; expected real numbers"),
         ({"keep": [["a", "b"]]}, r"keep\[0\]: found list, which is no array of numbers"),
     ],

@@ -1,0 +1,127 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""The arguments of the processor: names, defaults and checks, in one place."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+
+from .grid_llava_vit import TEMPORAL_CONTEXT
+
+
+# Above twice its `PIL.Image.MAX_IMAGE_PIXELS` (89,478,485 unless changed) Pillow itself opens no file.
+MAX_IMAGE_PIXELS = 178_956_970
+
+
+@dataclass(frozen=True)
+class LlavaViTSettings:
+    """How images and videos are read and preprocessed: what a processor saves, with what one call changes.
+
+    Args:
+        patch_size: side of a patch in pixels.
+        packing: return flat patches of all samples one after another, instead of a batch.
+        native_resolution: keep images at their size, dropping what does not fill a patch at the right and bottom
+            edge. `None`: as `packing`.
+        do_resize, size, resample, do_center_crop, crop_size: CLIP preprocessing, used if not `native_resolution`.
+            `size` is an int or `{"shortest_edge": n}`, or `{"height": h, "width": w}`. Default: 448.
+        do_rescale, rescale_factor, do_normalize, image_mean, image_std: as in CLIP.
+        do_convert_rgb: convert other modes to RGB; if `False` they are an error.
+        max_tokens: a sample (image or clip) of more patches is an error. Nothing is resized silently.
+        max_image_pixels: an image or frame of more pixels is an error, before it is decoded; also one that resizing
+            would make that large. Default: 178,956,970, above which Pillow opens no file either.
+        max_frames: a video (file, folder or list) of more frames is an error, and so is a `num_frames` above it.
+            Default: 1,000,000, nine hours at 30 frames a second.
+        num_frames: frames sampled from a video, or `"all"`.
+        temporal_context: frames of the context that a clip's sampled frames are spread over.
+        input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape does not tell. Not saved.
+
+    Raises:
+        ValueError: for a value that cannot be; the message names the argument.
+    """
+
+    patch_size: int = 14
+    packing: bool = False
+    native_resolution: bool | None = None
+    do_resize: bool = True
+    size: int | dict[str, int] | None = None
+    resample: PILImageResampling | int = PILImageResampling.BICUBIC
+    do_center_crop: bool = True
+    crop_size: int | dict[str, int] | None = None
+    do_rescale: bool = True
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    image_mean: float | list[float] | None = None
+    image_std: float | list[float] | None = None
+    do_convert_rgb: bool = True
+    max_tokens: int = 65536
+    num_frames: int | str = 8
+    temporal_context: int = TEMPORAL_CONTEXT
+    max_image_pixels: int = MAX_IMAGE_PIXELS
+    max_frames: int = 1_000_000
+    input_data_format: str | None = None
+
+    def __post_init__(self):
+        normal = {
+            "size": _size_dict("size", 448 if self.size is None else self.size),
+            "crop_size": _size_dict("crop_size", 448 if self.crop_size is None else self.crop_size),
+            "image_mean": list(OPENAI_CLIP_MEAN) if self.image_mean is None else self.image_mean,
+            "image_std": list(OPENAI_CLIP_STD) if self.image_std is None else self.image_std,
+        }
+        for name, value in normal.items():
+            object.__setattr__(self, name, value)
+        for name, value in vars(self).items():
+            # Files that transformers writes may have null for False.
+            if name.startswith("do_") or name in ("packing", "native_resolution"):
+                if value is not None and not isinstance(value, bool | np.bool_):
+                    raise ValueError(f"{name} must be True or False, found {value!r}.")
+            elif name.startswith("max_") or name in ("patch_size", "temporal_context"):
+                _check_positive(name, value)
+        filters = [int(choice) for choice in PILImageResampling]
+        if isinstance(self.resample, bool) or not isinstance(self.resample, int) or self.resample not in filters:
+            raise ValueError(f"resample must be one of Pillow's filters, {filters}, found {self.resample!r}.")
+        object.__setattr__(self, "resample", int(self.resample))
+        if not isinstance(self.num_frames, str) or self.num_frames != "all":
+            _check_positive("num_frames", self.num_frames)
+        _check_numbers("rescale_factor", self.rescale_factor, single=True)
+        _check_numbers("image_mean", self.image_mean)
+        _check_numbers("image_std", self.image_std)
+        if 0 in np.atleast_1d(self.image_std):
+            raise ValueError(f"image_std must not be 0, found {self.image_std!r}.")
+        layout = self.input_data_format
+        if layout is not None and not (isinstance(layout, str) and layout in ("channels_first", "channels_last")):
+            raise ValueError(f"input_data_format must be 'channels_first' or 'channels_last', found {layout!r}.")
+
+    @property
+    def native(self) -> bool:
+        """Whether images keep their size."""
+        return bool(self.packing if self.native_resolution is None else self.native_resolution)
+
+
+def _size_dict(name: str, value: int | dict[str, int]) -> dict[str, int]:
+    if isinstance(value, int) and value > 0 and not isinstance(value, bool):
+        return {"shortest_edge": value} if name == "size" else {"height": value, "width": value}
+    # transformers 5 hands its own mapping around, with None for the sides not given.
+    pairs = dict(value) if hasattr(value, "keys") else {}
+    size = {key: side for key, side in pairs.items() if side is not None}
+    allowed = [{"height", "width"}] + ([{"shortest_edge"}] if name == "size" else [])
+    if set(size) not in allowed or any(
+        not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in size.values()
+    ):
+        expected = " or ".join(str(sorted(keys)) for keys in allowed)
+        raise ValueError(f"{name} must be an int, or a dict of pixels with the keys {expected}, found {value!r}.")
+    return size
+
+
+def _check_numbers(name: str, value: Any, single: bool = False) -> None:
+    """A finite number, or a list of one for each of three channels."""
+    several = isinstance(value, list | tuple) and len(value) == 3 and not single
+    for number in value if several else [value]:
+        if not isinstance(number, int | float) or isinstance(number, bool) or not abs(number) < 1e30:
+            expected = "a finite number" + " or three of them" * (not single)
+            raise ValueError(f"{name} must be {expected}, found {value!r}.")
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value < 2**31:
+        raise ValueError(f"{name} must be an integer of at least 1 and below 2**31, found {value!r}.")
