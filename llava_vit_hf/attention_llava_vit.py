@@ -1,12 +1,57 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
-"""Self-attention of the encoder layers and of the pooling head."""
+"""Self-attention of the encoder layers with its 3D rotary embedding, and the attention of the pooling head."""
 
 import torch
 from torch import nn
 
 from .configuration_llava_vit import LlavaViTConfig
-from .rotary_llava_vit import apply_rotary
-from .segments_llava_vit import Segments, attend
+from .segments_llava_vit import Segments
+
+
+def rotary_embedding(
+    positions: torch.Tensor, head_dim: int, theta: float, dtype: torch.dtype = torch.float32
+) -> torch.Tensor:
+    """The 3D rotary embedding of tokens at `positions`, for `apply_rotary`.
+
+    Half of a head's channels is split t:h:w = 4:6:6; per axis of `n` channels the frequencies are
+    `theta ** (-arange(n) / n)`. They are made here from the config, in float32 whatever the model's dtype: a buffer
+    would come back as uninitialised memory from a meta-device load and would lose its precision in `.to(bfloat16)`.
+
+    Args:
+        positions: `(tokens, 3)` integer `(t, h, w)`.
+        dtype: what `apply_rotary` computes in, float32 or float64.
+
+    Returns:
+        `(tokens, 1, 3 * head_dim)`: what a channel, the next one and the one before are multiplied by.
+    """
+    axes = []
+    for position, share in zip(positions.unbind(-1), (4, 6, 6), strict=True):
+        channels = head_dim // 2 * share // 16
+        steps = torch.arange(channels, dtype=torch.float32, device=positions.device)
+        axes.append(position.float().unsqueeze(-1) * (1.0 / theta ** (steps / channels)))
+    # Half-duplicated angles with a rotation of neighbouring pairs (see `apply_rotary`) is not the textbook rotary
+    # embedding, in which one of the two differs, but it is what the weights were trained with.
+    angles = torch.cat(axes * 2, dim=-1).unsqueeze(1)
+    cosines, sines = angles.cos().to(dtype), angles.sin().to(dtype)
+    first = torch.arange(head_dim, device=angles.device) % 2 == 0
+    # In one tensor because compilers keep what is concatenated, and would work out the rest again for every head.
+    return torch.cat((cosines, torch.where(first, -sines, 0.0), torch.where(first, 0.0, sines)), dim=-1)
+
+
+def apply_rotary(states: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+    """Rotates neighbouring pairs of channels: `(x0, x1) -> (x0 cos0 - x1 sin0, x1 cos1 + x0 sin1)`.
+
+    Queries or keys `(tokens, heads, head_dim)` keep their shape and dtype; this computes in that of `rotary`, which is
+    from `rotary_embedding`.
+    """
+    cosines, next_sines, previous_sines = rotary.chunk(3, dim=-1)
+    wide = states.to(cosines.dtype)
+    rotated = wide * cosines
+    # A pair's other channel is the next one or the one before: whole rows read at an offset, and none rearranged.
+    most = states.shape[-1] - 1
+    rotated.narrow(-1, 0, most).addcmul_(wide.narrow(-1, 1, most), next_sines.narrow(-1, 0, most))
+    rotated.narrow(-1, 1, most).addcmul_(wide.narrow(-1, 0, most), previous_sines.narrow(-1, 1, most))
+    return rotated.to(states.dtype)
 
 
 class LlavaViTAttention(nn.Module):
@@ -40,33 +85,17 @@ class LlavaViTAttention(nn.Module):
         return self.config.num_attention_heads, self.head_dim
 
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        segments: Segments,
-        implementation: str,
+        self, hidden_states: torch.Tensor, rotary: torch.Tensor, segments: Segments
     ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         """`(..., C)` to `(..., C)`, and with `eager` the weights of each run."""
         query, key, value = self.project(hidden_states)
-        # On a CPU attention is faster with each head's rows together. A traced batch keeps the plain layout: what is
-        # exported with the strides of the other would not hold for a single sample.
-        traced_batch = torch.compiler.is_compiling() and len(segments.runs) > 0
-        by_head = query.device.type == "cpu" and not traced_batch
-        if by_head:
-            query, key, *rotary = (states.transpose(0, 1) for states in (query, key, *rotary))
-        query, key = apply_rotary(query, *rotary), apply_rotary(key, *rotary)
-        if by_head:
-            query, key = query.transpose(0, 1), key.transpose(0, 1)
-            if value.element_size() == 2:  # float32 kernels read values just as fast where they are
-                value = value.transpose(0, 1).contiguous().transpose(0, 1)
-        half = query.dtype == torch.float16
-        if half:
-            # A query or key beyond float16 has scores of -inf, which a fused kernel may turn into finite values. What
-            # overflowed must show: 0 * inf is NaN, and adding zero changes nothing else.
-            value = value + 0 * key
-        states, weights = attend(self, implementation, query, key, value, segments, self.config.attention_dropout)
-        if half:
-            states = states + 0 * query
+        query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
+        if value.dtype == torch.float16:
+            # The one check for finite numbers: fused kernels may turn scores of -inf, of what is beyond float16, into
+            # finite values. 0 * inf is NaN, which shows, and adding zero changes nothing else.
+            value = value + 0 * query + 0 * key
+        dropout = self.config.attention_dropout if self.training else 0.0
+        states, weights = segments.kernel(self, query, key, value, segments, dropout)
         return self.project_output(states.reshape(hidden_states.shape)), weights
 
 
@@ -101,9 +130,7 @@ class LlavaViTPoolingAttention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.empty(3 * channels))
         self.out_proj = nn.Linear(channels, channels)
 
-    def forward(
-        self, probe: torch.Tensor, hidden_states: torch.Tensor, segments: Segments, implementation: str
-    ) -> torch.Tensor:
+    def forward(self, probe: torch.Tensor, hidden_states: torch.Tensor, segments: Segments) -> torch.Tensor:
         """Probe `(1, 1, C)` and tokens `(tokens, C)` to `(samples, C)`."""
         channels = probe.shape[-1]
         heads = (self.config.num_attention_heads, channels // self.config.num_attention_heads)
@@ -112,5 +139,5 @@ class LlavaViTPoolingAttention(nn.Module):
         query = nn.functional.linear(probe.squeeze(0), query_weight, query_bias).view(1, *heads)
         key, value = nn.functional.linear(hidden_states, memory_weight, memory_bias).view(-1, 2, *heads).unbind(1)
         query = query.expand(segments.samples, -1, -1)
-        states, _ = attend(self, implementation, query, key, value, segments, pooling=True)
+        states, _ = segments.kernel(self, query, key, value, segments, pooling=True)
         return self.out_proj(states.reshape(-1, channels))

@@ -1,6 +1,8 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """Configurations of the two LLaVA-ViT models, dense and packing."""
 
+import math
+
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PretrainedConfig
 
@@ -94,53 +96,47 @@ class LlavaViTPackingConfig(LlavaViTConfig):
 
 def check_llava_vit_config(config: LlavaViTConfig) -> None:
     """Raises a ValueError that names the field if no model can be built from `config`."""
-    for name in (
+    sizes = (
         "hidden_size",
         "num_attention_heads",
         "num_hidden_layers",
         "intermediate_size",
         "patch_size",
         "image_size",
-        "num_channels",
+    )
+    for name, least, expected in (
+        *((size, 1, "a positive integer") for size in (*sizes, "num_channels")),
+        ("chunk_size_feed_forward", 0, "an integer of at least 0"),
     ):
         value = getattr(config, name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} must be a positive integer, found {value!r}.")
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} must be {expected}, found {value!r}.")
         if value >= 2**31:
             raise ValueError(f"{name} must be below 2**31, found {value!r}.")
-    if config.hidden_size % config.num_attention_heads != 0:
+    for name, allowed, expected in (
+        ("layer_norm_eps", lambda value: 0 < value < math.inf, "a positive number"),
+        ("head_norm_eps", lambda value: 0 < value < math.inf, "a positive number"),
+        # As the base of a tensor's exponents an integer has 64 bits.
+        ("rope_theta", lambda value: 0 < value < 2**53, "a positive number below 2**53"),
+        ("attention_dropout", lambda value: 0 <= value < 1, "in [0, 1)"),
+        ("initializer_range", lambda value: 0 <= value < math.inf, "a number of at least 0"),
+    ):
+        value = getattr(config, name)
+        if not isinstance(value, int | float) or isinstance(value, bool) or not allowed(value):
+            raise ValueError(f"{name} must be {expected}, found {value!r}.")
+    for name, choices in (("layer_norm_type", NORM_TYPES), ("hidden_act", sorted(ACT2FN))):
+        value = getattr(config, name)
+        if not isinstance(value, str) or value not in choices:
+            raise ValueError(f"{name} must be one of {', '.join(choices)}, found {value!r}.")
+    if not isinstance(config.use_head, bool):
+        raise ValueError(f"use_head must be True or False, found {config.use_head!r}.")
+    head_dim, rest = divmod(config.hidden_size, config.num_attention_heads)
+    if rest != 0:
         raise ValueError(
             f"hidden_size={config.hidden_size} is not divisible by num_attention_heads={config.num_attention_heads}."
         )
-    head_dim = config.hidden_size // config.num_attention_heads
     if head_dim % HEAD_DIM_MULTIPLE != 0:
         raise ValueError(
             f"hidden_size / num_attention_heads = {head_dim} must be a multiple of {HEAD_DIM_MULTIPLE}: the rotary "
             "embedding splits half of it t:h:w = 4:6:6."
         )
-    if not isinstance(config.layer_norm_type, str) or config.layer_norm_type not in NORM_TYPES:
-        raise ValueError(f"layer_norm_type must be one of {NORM_TYPES}, found {config.layer_norm_type!r}.")
-    if not isinstance(config.hidden_act, str) or config.hidden_act not in ACT2FN:
-        raise ValueError(f"hidden_act must be one of {sorted(ACT2FN)}, found {config.hidden_act!r}.")
-    for name in ("layer_norm_eps", "head_norm_eps", "rope_theta"):
-        value = getattr(config, name)
-        if not _is_number(value) or not 0 < value < float("inf"):
-            raise ValueError(f"{name} must be a positive number, found {value!r}.")
-    # As a tensor's exponent base an integer has 64 bits.
-    if config.rope_theta >= 2**53:
-        raise ValueError(f"rope_theta must be below 2**53, found {config.rope_theta!r}.")
-    chunk = config.chunk_size_feed_forward
-    if not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 0:
-        raise ValueError(f"chunk_size_feed_forward must be an integer of at least 0, found {chunk!r}.")
-    if chunk >= 2**31:
-        raise ValueError(f"chunk_size_feed_forward must be below 2**31, found {chunk!r}.")
-    if not _is_number(config.attention_dropout) or not 0.0 <= config.attention_dropout < 1.0:
-        raise ValueError(f"attention_dropout must be in [0, 1), found {config.attention_dropout!r}.")
-    if not _is_number(config.initializer_range) or not 0.0 <= config.initializer_range < float("inf"):
-        raise ValueError(f"initializer_range must be a number of at least 0, found {config.initializer_range!r}.")
-    if not isinstance(config.use_head, bool):
-        raise ValueError(f"use_head must be True or False, found {config.use_head!r}.")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

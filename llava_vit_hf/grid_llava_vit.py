@@ -102,7 +102,7 @@ def grid_positions(
     Raises:
         ValueError: if `grid_thw` is no tensor or list of positive integers of this shape.
     """
-    grids = check_grid(_grid_tensor(grid_thw))
+    grids = check_grid(grid_thw)
     times = times or [None] * len(grids)
     return torch.cat(
         [
@@ -118,31 +118,33 @@ def cumulative_lengths(lengths: list[int] | torch.Tensor, device=None) -> torch.
     return torch.nn.functional.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
 
 
-def is_integer(values: torch.Tensor) -> bool:
-    """Whether a tensor is of an integer dtype."""
-    return not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+def check_integers(name: str, values: torch.Tensor, *shape: int | str) -> None:
+    """Raises a ValueError unless `values` are integers of this shape; a size that may be any is a name."""
+    integer = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+    sizes = zip(values.shape, shape, strict=False)
+    fits = values.ndim == len(shape) and all(
+        found == size or (isinstance(size, str) and found > 0) for found, size in sizes
+    )
+    if not integer or not fits:
+        expected = ", ".join(map(str, shape)) + "," * (len(shape) == 1)
+        raise ValueError(
+            f"{name} must be an integer tensor of shape ({expected}), found {values.dtype} {tuple(values.shape)}."
+        )
 
 
-def check_grid(grid_thw: torch.Tensor) -> list[list[int]]:
-    """Reads a grid on the host and checks it.
-
-    Args:
-        grid_thw: `(samples, 3)` integer tensor. One on an accelerator is copied to the host, which waits for it.
-
-    Returns:
-        The grid as a list of `[t, h, w]`.
+def check_grid(grid_thw: torch.Tensor | list) -> list[list[int]]:
+    """The grid `(samples, 3)` as a list of `[t, h, w]`. One on an accelerator is copied to the host and waited for.
 
     Raises:
         ValueError: if it is not `(samples, 3)`, not integer, or has an entry below 1.
     """
-    if not isinstance(grid_thw, torch.Tensor):
-        raise ValueError(f"grid_thw must be a tensor of shape (samples, 3), found {type(grid_thw).__name__}.")
+    try:
+        grid_thw = torch.as_tensor(grid_thw)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"grid_thw must be integers of shape (samples, 3), found {grid_thw!r}.") from error
+    check_integers("grid_thw", grid_thw, "samples", 3)
     if grid_thw.is_meta:
         raise ValueError("grid_thw is on the meta device, which holds no numbers. Pass it on the CPU.")
-    if grid_thw.ndim != 2 or grid_thw.shape[1] != 3 or grid_thw.shape[0] == 0:
-        raise ValueError(f"grid_thw must have shape (samples, 3), found {tuple(grid_thw.shape)}.")
-    if not is_integer(grid_thw):
-        raise ValueError(f"grid_thw must be an integer tensor, found {grid_thw.dtype}.")
     grids = grid_thw.tolist()
     for index, grid in enumerate(grids):
         if min(grid) < 1:
@@ -150,14 +152,9 @@ def check_grid(grid_thw: torch.Tensor) -> list[list[int]]:
     return grids
 
 
-def _grid_tensor(grid_thw) -> torch.Tensor:
-    try:
-        return torch.as_tensor(grid_thw)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"grid_thw must be integers of shape (samples, 3), found {grid_thw!r}.") from error
-
-
-def split_features(features, grid_thw) -> list:
+def split_features(
+    features: torch.Tensor | np.ndarray, grid_thw: torch.Tensor | np.ndarray | list
+) -> list[torch.Tensor | np.ndarray]:
     """Splits packed features back into one array per sample, the inverse of packing.
 
     Args:
@@ -172,7 +169,7 @@ def split_features(features, grid_thw) -> list:
     """
     if not isinstance(features, torch.Tensor | np.ndarray):
         raise ValueError(f"features must be a torch tensor or a numpy array, found {type(features).__name__}.")
-    grids = check_grid(_grid_tensor(grid_thw))
+    grids = check_grid(grid_thw)
     if features.ndim == 3 and features.shape[0] == 1:
         features = features[0]
     if features.ndim != 2:

@@ -5,7 +5,7 @@ Everything below the inputs (layers, norms, rotary embedding, pooling head) is s
 differs in how samples come in and in the names of the attention projections.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -15,14 +15,18 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
-from .attention_llava_vit import LlavaViTAttention, LlavaViTPoolingAttention
+from .attention_llava_vit import LlavaViTAttention, LlavaViTPoolingAttention, rotary_embedding
 from .configuration_llava_vit import LlavaViTConfig
-from .grid_llava_vit import frame_positions, is_integer, patch_view
-from .rotary_llava_vit import rotary_embedding
-from .segments_llava_vit import CPU_ROWS, Segments
+from .grid_llava_vit import check_integers, frame_positions, patch_view
+from .inputs_llava_vit import check_images, check_visible_indices, warn_of_plain_times
+from .segments_llava_vit import Segments, attention_kernel
 
 
 logger = logging.get_logger(__name__)
+# Rows that an MLP takes at a time for inference on a CPU. Larger intermediate states leave the caches, and from 32 MiB
+# on glibc maps and clears new memory for each; with fewer rows it weighs more that every matrix product lays out its
+# weights anew.
+CPU_ROWS = 2048
 
 
 def build_norm(config: LlavaViTConfig) -> nn.Module:
@@ -31,30 +35,16 @@ def build_norm(config: LlavaViTConfig) -> nn.Module:
     return norm(config.hidden_size, eps=config.layer_norm_eps)
 
 
-def check_inputs(model: nn.Module, pixel_values: torch.Tensor, **others: object) -> None:
-    """Raises a ValueError unless all inputs are tensors, or `None`, with contents to compute with.
-
-    Meta tensors have shapes alone: fine where the pixels and the whole model are such, and nowhere else.
-    """
-    if pixel_values.is_meta and not next(model.parameters()).is_meta:
-        raise ValueError("pixel_values is on the meta device, which holds no numbers, and the model is not.")
-    for name, value in others.items():
-        if value is None:
-            continue
-        if not isinstance(value, torch.Tensor):
-            raise ValueError(f"{name} must be a tensor, found {type(value).__name__}. Use the processor.")
-        if value.is_meta and not pixel_values.is_meta:
-            raise ValueError(f"{name} is on the meta device, which holds no numbers. Pass it on the CPU.")
-
-
-class LlavaViTPatchProjection(nn.Conv2d):
+class LlavaViTPatchProjection(nn.Module):
     """Stores the weight of a strided convolution `(C, 3, P, P)` and applies it as a matrix product to flat patches.
 
     Both models project the same rows with the same product, which is what makes them equal bit for bit.
     """
 
     def __init__(self, config: LlavaViTConfig):
-        super().__init__(config.num_channels, config.hidden_size, config.patch_size, config.patch_size, bias=False)
+        super().__init__()
+        patch = (config.num_channels, config.patch_size, config.patch_size)
+        self.weight = nn.Parameter(torch.empty(config.hidden_size, *patch))
 
     def forward(self, patches: torch.Tensor) -> torch.Tensor:
         """`(..., 3 * P * P)` to `(..., C)`."""
@@ -85,53 +75,30 @@ class LlavaViTLayer(GradientCheckpointingLayer):
         self.mlp = LlavaViTMLP(config)
         self.chunk_size = config.chunk_size_feed_forward
 
-    def works_in_parts(self, hidden_states: torch.Tensor) -> bool:
-        """Whether to take `CPU_ROWS` rows at a time: for inference on a CPU, unless a hook would see the parts."""
-        if torch.compiler.is_compiling() or torch.is_grad_enabled() or hidden_states.device.type != "cpu":
-            return False
-        hooks = ("_forward_hooks", "_forward_pre_hooks", "_hf_hook")
-        inner = (module for module in self.modules() if module is not self)
-        return not any(getattr(module, hook, None) for module in inner for hook in hooks)
-
-    def feed_forward(self, hidden_states: torch.Tensor, in_parts: bool) -> torch.Tensor:
-        """The MLP, on `chunk_size_feed_forward` tokens at a time where that is set."""
-        if self.chunk_size > 0:
-            return torch.cat([self.mlp(chunk) for chunk in hidden_states.split(self.chunk_size, dim=-2)], dim=-2)
-        rows = hidden_states.flatten(0, -2)
-        if not in_parts or len(rows) <= CPU_ROWS:
-            return self.mlp(hidden_states)
-        return torch.cat([self.mlp(part) for part in rows.split(CPU_ROWS)]).view_as(hidden_states)
-
-    def forward_part(
-        self,
-        hidden_states: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        segments: Segments,
-        implementation: str,
-        in_parts: bool,
-    ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
-        """The layer on whole samples: all of them, or some."""
-        attended, weights = self.self_attn(self.layer_norm1(hidden_states), rotary, segments, implementation)
-        hidden_states = hidden_states + attended
-        return hidden_states + self.feed_forward(self.layer_norm2(hidden_states), in_parts), weights
-
     def forward(
-        self,
-        hidden_states: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
-        segments: Segments,
-        implementation: str,
+        self, hidden_states: torch.Tensor, rotary: torch.Tensor, segments: Segments
     ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
-        in_parts = self.works_in_parts(hidden_states)
-        # `eager` returns weights per run, and parts have runs of their own.
-        if not in_parts or implementation == "eager" or len(segments.parts) < 2:
-            return self.forward_part(hidden_states, rotary, segments, implementation, in_parts)
-        output = torch.empty_like(hidden_states, memory_format=torch.contiguous_format)
-        rows_in, rows_out = hidden_states.flatten(0, -2), output.flatten(0, -2)
-        for rows, part in segments.parts:
-            part_rotary = (rotary[0][rows], rotary[1][rows])
-            rows_out[rows], _ = self.forward_part(rows_in[rows], part_rotary, part, implementation, in_parts)
-        return output, None
+        """`(..., C)` to `(..., C)`, and with `eager` the attention weights of each run."""
+        attended, weights = self.self_attn(self.layer_norm1(hidden_states), rotary, segments)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.feed_forward(self.layer_norm2(hidden_states)), weights
+
+    def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """The MLP, on some rows at a time where that saves memory or time."""
+        rows, most = hidden_states.flatten(0, -2), self.rows_at_a_time(hidden_states)
+        if most is None or len(rows) <= most:
+            return self.mlp(hidden_states)
+        return torch.cat([self.mlp(part) for part in rows.split(most)]).view_as(hidden_states)
+
+    def rows_at_a_time(self, hidden_states: torch.Tensor) -> int | None:
+        """`chunk_size_feed_forward`, or `CPU_ROWS` for inference on a CPU unless a hook would see the parts."""
+        if self.chunk_size > 0:
+            return self.chunk_size
+        if torch.compiler.is_compiling() or torch.is_grad_enabled() or hidden_states.device.type != "cpu":
+            return None
+        hooks = ("_forward_hooks", "_forward_pre_hooks", "_hf_hook")
+        hooked = any(getattr(module, hook, None) for module in self.mlp.modules() for hook in hooks)
+        return None if hooked else CPU_ROWS
 
 
 class LlavaViTEncoder(nn.Module):
@@ -142,32 +109,27 @@ class LlavaViTEncoder(nn.Module):
     def forward(
         self,
         hidden_states: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
+        rotary: torch.Tensor,
         segments: Segments,
-        implementation: str,
         num_layers: int,
         kept: set[int],
         output_attentions: bool,
-    ) -> tuple[torch.Tensor, dict[int, torch.Tensor], list | None]:
+    ) -> tuple[torch.Tensor, dict[int, torch.Tensor], list[list[torch.Tensor]]]:
         """Runs the first `num_layers` layers.
 
         Args:
-            hidden_states: tokens in the order of `segments`.
             kept: which of the `layers + 1` hidden states to keep; 0 is the input of layer 0.
 
         Returns:
-            The tokens, the kept hidden states by index in the caller's order of rows, and the weights per layer.
+            The tokens, the kept hidden states by index, and with `output_attentions` the weights per layer and run.
         """
-        states, attentions = {}, [] if output_attentions else None
+        states, attentions = {}, []
         for index in range(num_layers + 1):
             if index in kept:
-                # What is handed out is what comes next reads, so that gradients can be retained on it.
-                states[index] = segments.restore(hidden_states)
-                hidden_states = segments.sort(states[index])
+                states[index] = hidden_states
             if index < num_layers:
-                hidden_states, weights = self.layers[index](hidden_states, rotary, segments, implementation)
-                if output_attentions:
-                    attentions.append(weights)
+                hidden_states, weights = self.layers[index](hidden_states, rotary, segments)
+                attentions += [weights] if output_attentions else []
         return hidden_states, states, attentions
 
 
@@ -181,9 +143,9 @@ class LlavaViTPoolingHead(nn.Module):
         self.norm = nn.RMSNorm(config.hidden_size, eps=config.head_norm_eps)
         self.mlp = LlavaViTMLP(config)
 
-    def forward(self, hidden_states: torch.Tensor, segments: Segments, implementation: str) -> torch.Tensor:
+    def forward(self, hidden_states: torch.Tensor, segments: Segments) -> torch.Tensor:
         """Tokens `(tokens, C)` to one vector per segment, `(samples, C)`."""
-        pooled = self.attention(self.probe, hidden_states, segments, implementation)
+        pooled = self.attention(self.probe, hidden_states, segments)
         return pooled + self.mlp(self.norm(pooled))
 
 
@@ -211,9 +173,9 @@ class LlavaViTPreTrainedModel(PreTrainedModel):
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
-        if isinstance(module, (nn.Linear, nn.Conv2d)):
+        if isinstance(module, (nn.Linear, LlavaViTPatchProjection)):
             nn.init.normal_(module.weight, std=std)
-            if module.bias is not None:
+            if getattr(module, "bias", None) is not None:
                 nn.init.zeros_(module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
             nn.init.ones_(module.weight)
@@ -241,63 +203,71 @@ class LlavaViTPreTrainedModel(PreTrainedModel):
             raise ValueError("vision_feature_layer is empty; name at least one hidden state, such as -2.")
         return [entry if entry == "pooler" else entry % count for entry in entries]
 
-    def _attention_implementation(self, output_attentions: bool) -> str:
+    def _attention_kernel(self, states: torch.Tensor, output_attentions: bool, batch: bool = False) -> Callable:
+        """How this forward attends, see `attention_kernel`."""
         implementation = self.config._attn_implementation
         if output_attentions and implementation != "eager":
             logger.warning_once(
                 f"attn_implementation {implementation!r} gives no attention weights, so this forward uses 'eager', "
                 "as output_attentions=True asks for them."
             )
-            return "eager"
-        return implementation
+            implementation = "eager"
+        dropout = self.config.attention_dropout if self.training else 0.0
+        return attention_kernel(implementation, states, dropout, batch)
+
+    def _asked(self, vision_feature_layer: object = None, **asked: bool | None) -> dict[str, bool]:
+        """Which outputs to return: the arguments, and the config's values where they are `None`."""
+        if vision_feature_layer is not None and asked["output_hidden_states"]:
+            raise ValueError(
+                "output_hidden_states=True returns all hidden states, and "
+                f"vision_feature_layer={vision_feature_layer!r} only those it names: pass one of the two."
+            )
+        return {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
 
     def _encode(
         self,
         embeddings: torch.Tensor,
         positions: torch.Tensor,
         segments: Segments,
-        implementation: str,
+        vision_feature_layer: int | str | Sequence[int | str] | None,
         output_attentions: bool,
         output_hidden_states: bool,
-        vision_feature_layer: int | str | Sequence[int | str] | None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, tuple | None, list | None]:
-        """From embedded patches to the four outputs, everything in the caller's order of rows.
-
-        Args:
-            embeddings: `(tokens, C)` or `(batch, tokens, C)`.
-            positions: `(rows, 3)`, `(t, h, w)` of every row of `embeddings.flatten(0, -2)`.
-
-        Returns:
-            Tokens after `layernorm_post`, one pooled vector per sample, hidden states, weights per layer and run.
-            The first two are `None` where `vision_feature_layer` makes them needless.
-        """
+        return_dict: bool,
+    ) -> BaseModelOutputWithPooling | tuple:
+        """From embedded patches `(..., C)` at `(t, h, w)` positions `(rows, 3)` to the model's output."""
         layers = self.config.num_hidden_layers
         wanted = list(range(layers + 1)) if output_hidden_states else []
-        complete = True
         if vision_feature_layer is not None:
             wanted = self._hidden_state_indices(vision_feature_layer)
-            complete = "pooler" in wanted
-            wanted = [index for index in wanted if index != "pooler"]
+        complete = vision_feature_layer is None or "pooler" in wanted
+        wanted = [index for index in wanted if index != "pooler"]
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         precise = torch.promote_types(embeddings.dtype, torch.float32)
-        rotary = rotary_embedding(segments.sort(positions), head_dim, self.config.rope_theta, precise)
         hidden_states, states, attentions = self.encoder(
-            self.layernorm_pre(segments.sort(embeddings)),
-            rotary,
+            self.layernorm_pre(embeddings),
+            rotary_embedding(positions, head_dim, self.config.rope_theta, precise),
             segments,
-            implementation,
             layers if complete else max(wanted),
             set(wanted),
             output_attentions,
         )
         kept = tuple(states[index] for index in wanted) if wanted else None
-        if not complete:
-            return None, None, kept, attentions
-        hidden_states = self.layernorm_post(hidden_states)
-        pooled = None
-        if self.head is not None:
-            pooled = segments.restore_samples(self.head(hidden_states.flatten(0, -2), segments, implementation))
-        return segments.restore(hidden_states), pooled, kept, attentions
+        last_hidden_state = pooled = None
+        if complete:
+            last_hidden_state = self.layernorm_post(hidden_states)
+            if self.head is not None:
+                pooled = self.head(last_hidden_state.flatten(0, -2), segments)
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=last_hidden_state,
+            pooler_output=pooled,
+            hidden_states=kept,
+            attentions=tuple(map(self._attention_weights, attentions)) if output_attentions else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _attention_weights(self, runs: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        """A layer's weights, of each run, as the model returns them: a batch is a single run."""
+        return runs[0]
 
 
 class LlavaViTEmbeddings(nn.Module):
@@ -311,15 +281,7 @@ class LlavaViTEmbeddings(nn.Module):
     def forward(
         self, pixel_values: torch.Tensor, visible_indices: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeds all patches, or only the visible ones.
-
-        Args:
-            pixel_values: `(B, 3, T, H, W)`.
-            visible_indices: `(B, K)`, or `None` for all `N`.
-
-        Returns:
-            Embeddings `(B, K, C)` and positions `(B, K, 3)` on the grid of the clip.
-        """
+        """Clips `(B, 3, T, H, W)` to embeddings `(B, K, C)`, at the grid's positions `(B, K, 3)`."""
         patches = patch_view(pixel_values.transpose(1, 2), self.patch_size)  # (B, T, h, w, 3, P, P)
         batch, frames, rows, columns = patches.shape[:4]
         positions = frame_positions(torch.arange(frames, device=patches.device), rows, columns)
@@ -384,68 +346,25 @@ class LlavaViTModel(LlavaViTPreTrainedModel):
                 f"LlavaViTModel.forward() takes no {', '.join(sorted(unexpected))}. grid_thw, cu_seqlens and "
                 "max_seqlen are inputs of the packing model: use this folder's processor, or load a packing folder."
             )
-        pixel_values = self._check_pixel_values(pixel_values)
-        check_inputs(self, pixel_values, visible_indices=visible_indices, patch_positions=patch_positions)
+        asked = self._asked(
+            vision_feature_layer,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
+        )
+        check_images(self, pixel_values, visible_indices=visible_indices, patch_positions=patch_positions)
+        pixel_values = pixel_values.unsqueeze(2) if pixel_values.ndim == 4 else pixel_values
         if visible_indices is not None:
-            visible_indices = self._check_visible_indices(visible_indices, pixel_values)
+            check_visible_indices(visible_indices, pixel_values, self.config.patch_size)
+            visible_indices = visible_indices.to(pixel_values.device)
         embeddings, positions = self.embeddings(pixel_values, visible_indices)
         batch, tokens, _ = embeddings.shape
         if patch_positions is not None:
-            if tuple(patch_positions.shape) != (batch, tokens, 3) or not is_integer(patch_positions):
-                raise ValueError(
-                    f"patch_positions must be an integer tensor of shape ({batch}, {tokens}, 3), one (t, h, w) per "
-                    f"token that is kept, found {patch_positions.dtype} {tuple(patch_positions.shape)}."
-                )
+            check_integers("patch_positions", patch_positions, batch, tokens, 3)
             positions = patch_positions.to(embeddings.device)
-        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        last_hidden_state, pooled, hidden_states, attentions = self._encode(
-            embeddings,
-            positions.reshape(-1, 3),
-            Segments.uniform(batch, tokens, embeddings.device),
-            self._attention_implementation(output_attentions),
-            output_attentions,
-            output_hidden_states,
-            vision_feature_layer,
-        )
-        output = BaseModelOutputWithPooling(
-            last_hidden_state=last_hidden_state,
-            pooler_output=pooled,
-            hidden_states=hidden_states,
-            # A batch is a single run of equal lengths.
-            attentions=tuple(runs[0] for runs in attentions) if output_attentions else None,
-        )
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
-
-    def _check_pixel_values(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """`(B, 3, T, H, W)`, or a ValueError."""
-        channels, patch_size = self.config.num_channels, self.config.patch_size
-        if not isinstance(pixel_values, torch.Tensor) or not pixel_values.is_floating_point():
-            found = getattr(pixel_values, "dtype", type(pixel_values).__name__)
-            raise ValueError(f"pixel_values must be a floating point tensor, found {found}. Use the processor.")
-        if pixel_values.ndim not in (4, 5) or pixel_values.shape[1] != channels or 0 in pixel_values.shape:
-            raise ValueError(
-                f"pixel_values must have shape (B, {channels}, H, W) or (B, {channels}, T, H, W), found "
-                f"{tuple(pixel_values.shape)}. Flat patches of shape (tokens, {channels * patch_size**2}) are for "
-                "the packing model."
-            )
-        return pixel_values.unsqueeze(2) if pixel_values.ndim == 4 else pixel_values
-
-    def _check_visible_indices(self, visible_indices: torch.Tensor, pixel_values: torch.Tensor) -> torch.Tensor:
-        """The indices on the device of the pixels, or a ValueError. Those on an accelerator are not read."""
-        batch, _, frames, height, width = pixel_values.shape
-        tokens = frames * (height // self.config.patch_size) * (width // self.config.patch_size)
-        if visible_indices.ndim != 2 or visible_indices.shape[0] != batch or visible_indices.shape[1] == 0:
-            raise ValueError(f"visible_indices must have shape ({batch}, K), found {tuple(visible_indices.shape)}.")
-        if visible_indices.dtype not in (torch.int64, torch.int32):
-            raise ValueError(f"visible_indices must be int64 or int32, found {visible_indices.dtype}.")
-        if visible_indices.device.type == "cpu":
-            low, high = visible_indices.aminmax()
-            if low < 0 or high >= tokens:
-                raise ValueError(
-                    f"visible_indices must be from 0 to {tokens - 1} for pixel_values of shape "
-                    f"{tuple(pixel_values.shape)}, found {int(low)} to {int(high)}."
-                )
-        return visible_indices.to(pixel_values.device)
+        else:
+            warn_of_plain_times([pixel_values.shape[2]])
+        boundaries = torch.arange(batch + 1, dtype=torch.int32, device=embeddings.device) * tokens
+        kernel = self._attention_kernel(embeddings, asked["output_attentions"], batch=True)
+        segments = Segments(boundaries, tokens, kernel, runs=((batch, tokens),))
+        return self._encode(embeddings, positions.reshape(-1, 3), segments, vision_feature_layer, **asked)

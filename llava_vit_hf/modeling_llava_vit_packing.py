@@ -9,15 +9,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .attention_llava_vit import LlavaViTPackingAttention
 from .configuration_llava_vit import LlavaViTPackingConfig
-from .grid_llava_vit import check_grid, grid_positions, is_integer
-from .modeling_llava_vit import (
-    LlavaViTLayer,
-    LlavaViTPatchProjection,
-    LlavaViTPreTrainedModel,
-    check_inputs,
-)
-from .rotary_llava_vit import rotary_embedding  # noqa: F401  transformers 4 ships only what is imported here
-from .segments_llava_vit import Segments, needs_only_boundaries, on_device
+from .grid_llava_vit import check_grid, check_integers, cumulative_lengths, grid_positions
+from .inputs_llava_vit import check_patches, sample_lengths, warn_of_plain_times
+from .modeling_llava_vit import LlavaViTLayer, LlavaViTPatchProjection, LlavaViTPreTrainedModel
+from .segments_llava_vit import Segments, needs_lengths, on_device, runs_of
 
 
 class LlavaViTPackingLayer(LlavaViTLayer):
@@ -93,142 +88,33 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
         """
         if (pixel_values is None) == (hidden_states is None):
             raise ValueError("Pass the flat patches as pixel_values (or, once, by their earlier name hidden_states).")
-        pixel_values = self._check_patches(hidden_states if pixel_values is None else pixel_values)
-        check_inputs(self, pixel_values, grid_thw=grid_thw, patch_positions=patch_positions, cu_seqlens=cu_seqlens)
-        output_attentions = self.config.output_attentions if output_attentions is None else output_attentions
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        implementation = self._attention_implementation(output_attentions)
-
+        asked = self._asked(
+            vision_feature_layer,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
+        )
+        pixel_values = hidden_states if pixel_values is None else pixel_values
+        others = {"grid_thw": grid_thw, "patch_positions": patch_positions, "cu_seqlens": cu_seqlens}
+        check_patches(self, pixel_values, **others)
         rows, device = pixel_values.shape[0], pixel_values.device
-        lengths = sample_lengths(rows, grid_thw, cu_seqlens, patch_positions)
+        lengths = sample_lengths(rows, max_seqlen=max_seqlen, **others)
         if patch_positions is None:
             patch_positions = grid_positions(grid_thw)
+            warn_of_plain_times(frames for frames, _, _ in check_grid(grid_thw))
         else:
-            check_positions(patch_positions, rows)
+            check_integers("patch_positions", patch_positions, rows, 3)
         embeddings = self.patch_embed(pixel_values)
-        only_boundaries = needs_only_boundaries(
-            implementation, embeddings, self.config.attention_dropout if self.training else 0.0
-        )
-        if only_boundaries and cu_seqlens is not None and max_seqlen is not None:
-            segments = Segments(on_device(cu_seqlens.to(torch.int32), device), int(max_seqlen))
-        else:
+        kernel = self._attention_kernel(embeddings, asked["output_attentions"])
+        by_run = needs_lengths(kernel)
+        # Lengths are read from the device only where attention needs them.
+        if by_run or cu_seqlens is None or max_seqlen is None:
             lengths = cu_seqlens.diff().tolist() if lengths is None else lengths
-            segments = Segments.from_lengths(lengths, device, only_boundaries)
+            cu_seqlens, max_seqlen = cumulative_lengths(lengths), max(lengths)
+        boundaries = on_device(cu_seqlens.to(torch.int32), device)
+        segments = Segments(boundaries, int(max_seqlen), kernel, runs=runs_of(lengths) if by_run else ())
+        return self._encode(embeddings, on_device(patch_positions, device), segments, vision_feature_layer, **asked)
 
-        last_hidden_state, pooled, states, attentions = self._encode(
-            embeddings,
-            on_device(patch_positions, device),
-            segments,
-            implementation,
-            output_attentions,
-            output_hidden_states,
-            vision_feature_layer,
-        )
-        output = BaseModelOutputWithPooling(
-            last_hidden_state=last_hidden_state,
-            pooler_output=pooled,
-            hidden_states=states,
-            attentions=tuple(weights_per_sample(runs, segments) for runs in attentions) if output_attentions else None,
-        )
-        return_dict = self.config.return_dict if return_dict is None else return_dict
-        return output if return_dict else output.to_tuple()
-
-    def _check_patches(self, patches: torch.Tensor) -> torch.Tensor:
-        size = self.config.num_channels * self.config.patch_size**2
-        if not isinstance(patches, torch.Tensor) or not patches.is_floating_point():
-            found = getattr(patches, "dtype", type(patches).__name__)
-            raise ValueError(f"pixel_values must be a floating point tensor, found {found}. Use the processor.")
-        if patches.ndim != 2 or patches.shape[1] != size or patches.shape[0] == 0:
-            raise ValueError(
-                f"pixel_values must be flat patches of shape (total_tokens, {size}), found {tuple(patches.shape)}. "
-                "The processor of this repo makes them; whole images (B, 3, H, W) are for the dense model."
-            )
-        return patches
-
-
-def sample_lengths(
-    rows: int,
-    grid_thw: torch.Tensor | None,
-    cu_seqlens: torch.Tensor | None,
-    patch_positions: torch.Tensor | None,
-) -> list[int] | None:
-    """Tokens of each sample, checked as far as that needs no device synchronisation.
-
-    Args:
-        rows: rows of `pixel_values`.
-
-    Returns:
-        One length per sample, or `None` if only an accelerator knows them.
-
-    Raises:
-        ValueError: if the arguments contradict each other or the rows.
-    """
-    if grid_thw is None and (cu_seqlens is None or patch_positions is None):
-        raise ValueError("grid_thw is missing: pass it, or both cu_seqlens and patch_positions.")
-    lengths = None
-    if grid_thw is not None and (grid_thw.ndim != 2 or grid_thw.shape[1] != 3):
-        raise ValueError(f"grid_thw must have shape (samples, 3), found {tuple(grid_thw.shape)}.")
-    if cu_seqlens is not None:
-        if cu_seqlens.is_meta:
-            raise ValueError("cu_seqlens is on the meta device, which holds no numbers. Pass it on the CPU.")
-        if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2 or not is_integer(cu_seqlens):
-            raise ValueError(
-                f"cu_seqlens must be an int32 tensor of shape (samples + 1,), found {cu_seqlens.dtype} "
-                f"{tuple(cu_seqlens.shape)}."
-            )
-        if grid_thw is not None and cu_seqlens.shape[0] != grid_thw.shape[0] + 1:
-            raise ValueError(
-                f"cu_seqlens has {cu_seqlens.shape[0]} boundaries for the {grid_thw.shape[0]} samples of grid_thw; "
-                f"expected {grid_thw.shape[0] + 1}."
-            )
-        if cu_seqlens.device.type == "cpu" and not torch.compiler.is_compiling():
-            lengths = cu_seqlens.diff().tolist()
-            if cu_seqlens[0] != 0 or cu_seqlens[-1] != rows or min(lengths) < 1:
-                raise ValueError(
-                    f"cu_seqlens must rise from 0 to the {rows} rows of pixel_values, with at least one row a sample, "
-                    f"found {_shorten(cu_seqlens.tolist())}."
-                )
-    # Reading a grid on an accelerator waits for it, and a compiler cannot: only where nothing else tells.
-    unread = torch.compiler.is_compiling() or (grid_thw is not None and grid_thw.device.type != "cpu")
-    if grid_thw is None or (unread and cu_seqlens is not None and patch_positions is not None):
-        return lengths
-    grid_lengths = [t * h * w for t, h, w in check_grid(grid_thw)]
-    total = sum(grid_lengths)
-    if cu_seqlens is None and total != rows:
-        raise ValueError(
-            f"grid_thw adds up to {total} tokens, but pixel_values has {rows} rows. Samples that keep only some of "
-            "their patches need cu_seqlens and patch_positions."
-        )
-    if cu_seqlens is not None and patch_positions is None and (lengths or cu_seqlens.diff().tolist()) != grid_lengths:
-        raise ValueError(
-            "cu_seqlens does not add up to grid_thw, so the samples keep only some of their patches: pass "
-            "patch_positions to say which."
-        )
-    if lengths is not None and any(kept > full for kept, full in zip(lengths, grid_lengths, strict=True)):
-        raise ValueError(
-            f"cu_seqlens gives the samples {_shorten(lengths)} tokens, more than the {_shorten(grid_lengths)} of "
-            "grid_thw."
-        )
-    return lengths or (grid_lengths if total == rows else None)
-
-
-def check_positions(patch_positions: torch.Tensor, rows: int) -> None:
-    """Raises a ValueError unless `patch_positions` is an integer tensor of shape `(rows, 3)`."""
-    if tuple(patch_positions.shape) != (rows, 3) or not is_integer(patch_positions):
-        raise ValueError(
-            f"patch_positions must be an integer tensor of shape ({rows}, 3), one (t, h, w) per row of pixel_values, "
-            f"found {patch_positions.dtype} {tuple(patch_positions.shape)}."
-        )
-
-
-def weights_per_sample(runs: list[torch.Tensor], segments: Segments) -> tuple[torch.Tensor, ...]:
-    """Attention weights `(count, heads, tokens, tokens)` per run to `(heads, tokens, tokens)` per sample."""
-    samples = [weights for run in runs for weights in run.unbind(0)]
-    if segments.sample_order is not None:
-        samples = [samples[index] for index in segments.sample_order.argsort().tolist()]
-    return tuple(samples)
-
-
-def _shorten(values: list[int]) -> str:
-    return str(values) if len(values) <= 8 else f"[{', '.join(map(str, values[:8]))}, ... {len(values)} in all]"
+    def _attention_weights(self, runs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Weights `(count, heads, tokens, tokens)` per run to `(heads, tokens, tokens)` per sample."""
+        return tuple(weights for run in runs for weights in run.unbind(0))

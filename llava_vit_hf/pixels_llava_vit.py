@@ -241,7 +241,7 @@ def check_tokens(name: str, frames: int, height: int, width: int, settings: Llav
     if tokens > settings.max_tokens:
         raise ValueError(
             f"{name}: {frames} frame(s) of {width}x{height} pixels (width x height) are {tokens} tokens, more than "
-            f"max_tokens={settings.max_tokens}. Raise it, or pass native_resolution=False to resize, or fewer frames."
+            f"max_tokens={settings.max_tokens}. Raise max_tokens, or pass native_resolution=False, or fewer frames."
         )
 
 

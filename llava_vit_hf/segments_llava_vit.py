@@ -2,119 +2,47 @@
 """Attention within the samples of a pack. Both models attend through this file.
 
 A batch of the dense model is a pack whose samples have equal lengths, so there is one path for both, and on one
-device, dtype and attention implementation both give the same bits.
+device, dtype and attention implementation both give the same bits for the same samples. On a CPU a sample's bits do
+not depend on what else is in the pack. On CUDA they may: varlen attention splits its work by the whole pack, so there
+a sample alone and the same in a pack agree to rounding.
 """
 
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
+from pathlib import Path
 
 import torch
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .grid_llava_vit import cumulative_lengths
 
-
-# Rows that a layer takes at a time for inference on a CPU. Larger intermediate states leave the caches, and from
-# 32 MiB on glibc maps and clears new memory for each; with fewer rows it weighs more that every matrix product lays
-# out its weights anew.
-CPU_ROWS = 2048
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Segments:
     """The samples of a pack as attention sees them, made once per forward and never inside a layer.
 
     Attributes:
         cu_seqlens: `(samples + 1,)` int32, boundaries of the samples among the rows.
         max_seqlen: tokens of the longest sample.
-        runs: `(first_sample, first_row, count, length)` for each run of `count` adjacent samples of equal `length`;
-            integers on the host. Empty for the backends that only need `cu_seqlens`.
-        sample_order: where each sample of the rows came from in the caller's pack, or `None` for the same order.
-        row_order, inverse_row_order: `(tokens,)`, the same for rows, and back.
+        kernel: how this forward attends, from `attention_kernel`.
+        runs: `(count, length)` for each run of `count` adjacent samples of equal `length`, integers on the host; empty
+            where the kernel needs `cu_seqlens` only.
     """
 
     cu_seqlens: torch.Tensor
     max_seqlen: int
-    runs: tuple[tuple[int, int, int, int], ...] = ()
-    sample_order: torch.Tensor | None = None
-    row_order: torch.Tensor | None = None
-    inverse_row_order: torch.Tensor | None = field(default=None, repr=False)
-
-    @classmethod
-    def uniform(cls, samples: int, length: int, device: torch.device) -> "Segments":
-        """Segments of a batch: `samples` of `length` tokens each."""
-        boundaries = torch.arange(samples + 1, dtype=torch.int32, device=device) * length
-        return cls(boundaries, length, runs=((0, 0, samples, length),))
-
-    @classmethod
-    def from_lengths(cls, lengths: list[int], device: torch.device, only_boundaries: bool = False) -> "Segments":
-        """Segments of the given lengths. Samples of equal length that are apart are brought together, once for all
-        layers, so that one attention call serves them all, unless attention needs `only_boundaries` anyway."""
-        if only_boundaries:
-            return cls(on_device(cumulative_lengths(lengths), device), max(lengths))
-        order = None
-        if len(_runs(lengths)) > len(set(lengths)):
-            order = sorted(range(len(lengths)), key=lengths.__getitem__)
-            starts = cumulative_lengths(lengths)[:-1].long()[order]
-            lengths = [lengths[index] for index in order]
-        cu_seqlens = cumulative_lengths(lengths)
-        segments = cls(on_device(cu_seqlens, device), max(lengths), runs=_runs(lengths))
-        if order is None:
-            return segments
-        sizes = torch.tensor(lengths)
-        rows = torch.arange(int(cu_seqlens[-1])) + (starts - cu_seqlens[:-1]).repeat_interleave(sizes)
-        return replace(
-            segments,
-            sample_order=on_device(torch.tensor(order), device),
-            row_order=on_device(rows, device),
-            inverse_row_order=on_device(rows.argsort(), device),
-        )
+    kernel: Callable
+    runs: tuple[tuple[int, int], ...] = ()
 
     @property
     def samples(self) -> int:
         return self.cu_seqlens.shape[0] - 1
 
-    @cached_property
-    def parts(self) -> tuple[tuple[slice, "Segments"], ...]:
-        """Rows and segments of whole samples, at most `CPU_ROWS` rows together or one longer sample."""
-        parts, runs = [], []
-        for sample, row, count, length in self.runs:
-            most = max(1, CPU_ROWS // length)
-            for first in range(0, count, most):
-                taken = min(most, count - first)
-                end = row + (first + taken) * length
-                if runs and end - runs[0][1] > CPU_ROWS:
-                    parts.append(runs)
-                    runs = []
-                runs.append((sample + first, row + first * length, taken, length))
-        return tuple(self._part(runs) for runs in [*parts, runs] if runs)
-
-    def _part(self, runs: list[tuple[int, int, int, int]]) -> tuple[slice, "Segments"]:
-        first_sample, first_row = runs[0][:2]
-        runs = tuple((sample - first_sample, row - first_row, *rest) for sample, row, *rest in runs)
-        sample, row, count, length = runs[-1]
-        boundaries = self.cu_seqlens[first_sample : first_sample + sample + count + 1] - first_row
-        longest = max(length for *_, length in runs)
-        return slice(first_row, first_row + row + count * length), Segments(boundaries, longest, runs)
-
     def to(self, device: torch.device, non_blocking: bool = False) -> "Segments":
         """The same on another device; what accelerate calls when layers live on several."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
-        return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in tensors.items()})
-
-    def sort(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows of the caller's pack in the order of the segments."""
-        return rows if self.row_order is None else rows[self.row_order]
-
-    def restore(self, rows: torch.Tensor) -> torch.Tensor:
-        """Rows in the order of the segments back in the order of the caller's pack."""
-        return rows if self.inverse_row_order is None else rows[self.inverse_row_order]
-
-    def restore_samples(self, samples: torch.Tensor) -> torch.Tensor:
-        """One entry per segment, back in the order of the caller's samples."""
-        return samples if self.sample_order is None else samples[self.sample_order.argsort()]
+        return replace(self, cu_seqlens=self.cu_seqlens.to(device, non_blocking=non_blocking))
 
 
 def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -122,117 +50,88 @@ def on_device(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
-def _runs(lengths: list[int]) -> tuple[tuple[int, int, int, int], ...]:
-    runs, sample, row = [], 0, 0
-    for length, group in groupby(lengths):
-        count = len(list(group))
-        runs.append((sample, row, count, length))
-        sample, row = sample + count, row + count * length
-    return tuple(runs)
+def runs_of(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
+    """`(count, length)` of each run of adjacent equal lengths."""
+    return tuple((len(list(group)), length) for length, group in groupby(lengths))
 
 
-def needs_only_boundaries(implementation: str, states: torch.Tensor, dropout: float) -> bool:
-    """Whether attention over `states` takes `cu_seqlens` and needs no lengths on the host."""
-    if implementation == "sdpa":
-        return torch.compiler.is_compiling() or varlen_attention(states, dropout) is not None
-    return "flash" in implementation
+def attention_kernel(implementation: str, states: torch.Tensor, dropout: float, batch: bool = False) -> Callable:
+    """How to attend over such states, decided once per forward: one of the `attend_by_...` below.
 
+    A kernel takes the module that attends (transformers' functions read `is_causal` from it), queries, keys and values
+    `(tokens, heads, head_dim)`, the [`Segments`], a dropout rate, and whether it is `pooling`: with one query per
+    sample. It returns rows like the queries, and with `eager` the weights `(count, heads, queries, keys)` of each run.
 
-def varlen_attention(states: torch.Tensor, dropout: float):
-    """PyTorch's own attention over segments of any lengths, or `None` where it cannot take such states: it wants CUDA,
-    half precision, an Ampere GPU or newer, no dropout, and PyTorch 2.10."""
-    if states.device.type != "cuda" or states.dtype not in (torch.float16, torch.bfloat16) or dropout > 0:
-        return None
-    if torch.version.hip is not None or torch.cuda.get_device_properties(states.device).major < 8:
-        return None
-    try:
-        from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        return None
-    return varlen_attn
-
-
-def _batches(cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor):
-    """For each run of segments of equal lengths: rows of queries, rows of keys, and how many segments."""
-    queries, keys = cu_seqlens_q.tolist(), cu_seqlens_k.tolist()
-    lengths = [(q1 - q0, k1 - k0) for q0, q1, k0, k1 in zip(queries, queries[1:], keys, keys[1:], strict=False)]
-    first = 0
-    for _, group in groupby(lengths):
-        last = first + len(list(group))
-        yield slice(queries[first], queries[last]), slice(keys[first], keys[last]), last - first
-        first = last
-
-
-def _by_segment(states: torch.Tensor, count: int) -> torch.Tensor:
-    """`(count * length, heads, head_dim)` to `(count, heads, length, head_dim)`."""
-    return states.unflatten(0, (count, -1)).transpose(1, 2)
-
-
-def _segment_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens_q: torch.Tensor, cu_seqlens_k: torch.Tensor
-) -> torch.Tensor:
-    """Attention of each segment's queries to its keys, `(rows, heads, head_dim)` each; the lengths are read here."""
-    output = torch.empty_like(query, memory_format=torch.contiguous_format)
-    for rows, key_rows, count in _batches(cu_seqlens_q, cu_seqlens_k):
-        states = (_by_segment(states, count) for states in (query[rows], key[key_rows], value[key_rows]))
-        attended = nn.functional.scaled_dot_product_attention(*states)
-        output[rows] = attended.transpose(1, 2).flatten(0, 1)
-    return output
-
-
-def _segment_attention_gradients(
-    gradient: torch.Tensor,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    cu_seqlens_q: torch.Tensor,
-    cu_seqlens_k: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of `_segment_attention`, with the weights `P` worked out again: `dV = P^T dO`,
-    `dS = P (dP - sum(P dP))` for `dP = dO V^T`, `dQ = scale dS K`, `dK = scale dS^T Q`."""
-    gradients = tuple(torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value))
-    precise, scale = torch.promote_types(query.dtype, torch.float32), query.shape[-1] ** -0.5
-    for rows, key_rows, count in _batches(cu_seqlens_q, cu_seqlens_k):
-        q, k, v, out = (
-            _by_segment(states, count).to(precise)
-            for states in (query[rows], key[key_rows], value[key_rows], gradient[rows])
-        )
-        weights = (scale * q @ k.transpose(2, 3)).softmax(-1)
-        change = out @ v.transpose(2, 3)
-        change = weights * (change - (weights * change).sum(-1, keepdim=True))
-        found = (scale * change @ k, scale * change.transpose(2, 3) @ q, weights.transpose(2, 3) @ out)
-        for states, part, place in zip(found, gradients, (rows, key_rows, key_rows), strict=True):
-            part[place] = states.transpose(1, 2).flatten(0, 1)
-    return gradients
-
-
-def segment_attention_operator():
-    """`_segment_attention` as an operator that compilers call without looking inside.
-
-    What a compiler would see inside is a loop over lengths, which it unrolls, so each new pack would be compiled anew.
-    Defined once in a process, though this file may be loaded from several model folders.
+    Args:
+        batch: the samples have one length, so a compiler sees one run whatever their number.
     """
-    if hasattr(torch.ops.llava_vit_hf, "segment_attention"):
-        return torch.ops.llava_vit_hf.segment_attention
-    signature = "(Tensor query, Tensor key, Tensor value, Tensor cu_seqlens_q, Tensor cu_seqlens_k) -> "
-    operator = torch.library.custom_op(
-        "llava_vit_hf::segment_attention", _segment_attention, mutates_args=(), schema=signature + "Tensor"
-    )
+    if implementation == "sdpa" and dropout == 0:
+        if (varlen := varlen_attention(states)) is not None:
+            return partial(attend_by_varlen, varlen)
+        if torch.compiler.is_compiling() and not batch:
+            return attend_by_operator
+    return partial(attend_by_flash if "flash" in implementation else attend_by_run, attention_function(implementation))
 
-    backward = torch.library.custom_op(
-        "llava_vit_hf::segment_attention_backward",
-        _segment_attention_gradients,
-        mutates_args=(),
-        schema="(Tensor gradient, " + signature[1:] + "(Tensor, Tensor, Tensor)",
+
+def needs_lengths(kernel: Callable) -> bool:
+    """Whether a kernel takes the runs of a pack, whose lengths are then read on the host; others take `cu_seqlens`."""
+    return getattr(kernel, "func", kernel) is attend_by_run
+
+
+def attend_by_run(function, module, query, key, value, segments, dropout=0.0, pooling=False):
+    """Each run of equal lengths is a batch for `function`, an attention function of transformers."""
+    arguments = {"attention_mask": None, "scaling": query.shape[-1] ** -0.5, "dropout": dropout}
+    return _attend_to_runs(partial(function, module, **arguments), query, key, value, segments.runs, pooling)
+
+
+def attend_by_operator(module, query, key, value, segments, dropout=0.0, pooling=False):
+    """In a compiled forward: one operator, which reads the lengths when it runs."""
+    return segment_attention(query, key, value, segments.cu_seqlens), None
+
+
+def attend_by_varlen(varlen, module, query, key, value, segments, dropout=0.0, pooling=False):
+    """By PyTorch's own attention over samples of any lengths."""
+    boundaries, longest = _query_boundaries(segments, pooling)
+    return varlen(query, key, value, boundaries, segments.cu_seqlens, longest, segments.max_seqlen), None
+
+
+def attend_by_flash(function, module, query, key, value, segments, dropout=0.0, pooling=False):
+    """By a flash attention of transformers, whose own varlen path takes the boundaries."""
+    boundaries, longest = _query_boundaries(segments, pooling)
+    output, _ = function(
+        module,
+        *(states.transpose(0, 1)[None] for states in (query, key, value)),  # (1, heads, tokens, head_dim)
+        attention_mask=None,
+        scaling=query.shape[-1] ** -0.5,
+        dropout=dropout,
+        cu_seq_lens_q=boundaries,
+        cu_seq_lens_k=segments.cu_seqlens,
+        max_length_q=longest,
+        max_length_k=segments.max_seqlen,
     )
-    contiguous = {"memory_format": torch.contiguous_format}
-    operator.register_fake(lambda query, *_: torch.empty_like(query, **contiguous))
-    backward.register_fake(lambda _, *inputs: tuple(torch.empty_like(states, **contiguous) for states in inputs[:3]))
-    operator.register_autograd(
-        lambda ctx, gradient: (*backward(gradient, *ctx.saved_tensors), None, None),
-        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-    )
-    return torch.ops.llava_vit_hf.segment_attention
+    return output[0], None
+
+
+def _query_boundaries(segments: Segments, pooling: bool) -> tuple[torch.Tensor, int]:
+    if not pooling:
+        return segments.cu_seqlens, segments.max_seqlen
+    return torch.arange(segments.samples + 1, dtype=torch.int32, device=segments.cu_seqlens.device), 1
+
+
+def _attend_to_runs(function, query, key, value, runs, pooling) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+    outputs, weights = [], []
+    for states in zip(_by_run(query, runs, pooling), _by_run(key, runs), _by_run(value, runs), strict=True):
+        output, weight = function(*states)
+        outputs.append(output.flatten(0, 1))
+        weights.append(weight)
+    return outputs[0] if len(outputs) == 1 else torch.cat(outputs), None if weights[0] is None else weights
+
+
+def _by_run(states: torch.Tensor, runs: Sequence[tuple[int, int]], pooling: bool = False) -> list[torch.Tensor]:
+    """Rows `(tokens, heads, head_dim)`, or one per sample, to a `(count, heads, length, head_dim)` for each run."""
+    sizes = [count if pooling else count * length for count, length in runs]
+    parts = states.split(sizes) if len(runs) > 1 else [states]
+    return [part.unflatten(0, (count, -1)).transpose(1, 2) for part, (count, _) in zip(parts, runs, strict=True)]
 
 
 def eager_attention_forward(
@@ -276,67 +175,78 @@ def attention_function(implementation: str):
     return ALL_ATTENTION_FUNCTIONS[implementation]
 
 
-def attend(
-    module: nn.Module,
-    implementation: str,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    segments: Segments,
-    dropout: float = 0.0,
-    pooling: bool = False,
-) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
-    """Attention of every segment's queries to the same segment's keys.
+def varlen_attention(states: torch.Tensor) -> Callable | None:
+    """PyTorch's own attention over samples of any lengths, or `None` where it cannot take such states: it wants CUDA,
+    half precision, an Ampere GPU or newer, and PyTorch 2.10. It knows no dropout."""
+    if states.device.type != "cuda" or states.dtype not in (torch.float16, torch.bfloat16):
+        return None
+    if torch.version.hip is not None or torch.cuda.get_device_properties(states.device).major < 8:
+        return None
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn
 
-    Args:
-        module: passed to the attention function, which reads `is_causal` from it.
-        query: `(tokens, heads, head_dim)`, or for `pooling` one per segment, `(samples, heads, head_dim)`.
-        key, value: `(tokens, heads, head_dim)`.
 
-    Returns:
-        `(queries, heads, head_dim)`, and with `eager` the weights, `(count, heads, queries, keys)` per run.
+def _runs(query: torch.Tensor, cu_seqlens: torch.Tensor) -> tuple:
+    """Runs, read from the boundaries, and whether there is one query per sample."""
+    return runs_of(cu_seqlens.diff().tolist()), len(query) == len(cu_seqlens) - 1
+
+
+def _segment_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor
+) -> torch.Tensor:
+    """As `attend_by_run`, with lengths that are read from `cu_seqlens`; contiguous."""
+    runs, pooling = _runs(query, cu_seqlens)
+
+    def function(*states: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return nn.functional.scaled_dot_product_attention(*states).transpose(1, 2), None
+
+    return _attend_to_runs(function, query, key, value, runs, pooling)[0].contiguous()
+
+
+def _segment_attention_gradients(
+    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients of `_segment_attention`, with the weights `P` worked out again: `dV = P^T dO`,
+    `dS = P (dP - sum(P dP))` for `dP = dO V^T`, `dQ = scale dS K`, `dK = scale dS^T Q`."""
+    runs, pooling = _runs(query, cu_seqlens)
+    gradients, scale = ([], [], []), query.shape[-1] ** -0.5
+    precise = torch.promote_types(query.dtype, torch.float32)
+    parts = (_by_run(gradient, runs, pooling), _by_run(query, runs, pooling), _by_run(key, runs), _by_run(value, runs))
+    for states in zip(*parts, strict=True):
+        out, q, k, v = (part.to(precise) for part in states)
+        weights = (scale * q @ k.transpose(2, 3)).softmax(-1)
+        change = out @ v.transpose(2, 3)
+        change = weights * (change - (weights * change).sum(-1, keepdim=True))
+        found = (scale * change @ k, scale * change.transpose(2, 3) @ q, weights.transpose(2, 3) @ out)
+        for rows, part in zip(gradients, found, strict=True):
+            rows.append(part.transpose(1, 2).flatten(0, 1).to(query.dtype))
+    return tuple(torch.cat(rows) for rows in gradients)
+
+
+def segment_attention_operator():
+    """`_segment_attention` as an operator that compilers call without looking inside.
+
+    What a compiler would see inside is a loop over lengths, which it unrolls, so each new pack would be compiled anew.
+    A process may load this file from several model folders. The operator's name holds the hash of the file, so that
+    equal files share it, and another revision has its own.
     """
-    function = attention_function(implementation)
-    arguments = {"dropout": dropout if module.training else 0.0, "scaling": query.shape[-1] ** -0.5}
-    varlen = varlen_attention(query, arguments["dropout"]) if implementation == "sdpa" else None
-    if "flash" in implementation or varlen or not segments.runs:
-        boundaries, longest = segments.cu_seqlens, segments.max_seqlen
-        if pooling:
-            boundaries = torch.arange(segments.samples + 1, dtype=torch.int32, device=query.device)
-            longest = 1
-        if varlen:
-            return varlen(query, key, value, boundaries, segments.cu_seqlens, longest, segments.max_seqlen), None
-        if implementation == "sdpa":
-            return segment_attention(query, key, value, boundaries, segments.cu_seqlens), None
-        output, _ = function(
-            module,
-            *(states.transpose(0, 1)[None] for states in (query, key, value)),  # (1, heads, tokens, head_dim)
-            None,
-            cu_seq_lens_q=boundaries,
-            cu_seq_lens_k=segments.cu_seqlens,
-            max_length_q=longest,
-            max_length_k=segments.max_seqlen,
-            **arguments,
-        )
-        return output[0], None
-
-    outputs, weights = [], []
-    for first_sample, first_row, count, length in segments.runs:
-        rows = slice(first_row, first_row + count * length)
-        queries = query[first_sample : first_sample + count] if pooling else query[rows]
-        output, weight = function(
-            module,
-            # (count, heads, length, head_dim)
-            queries.unflatten(0, (count, -1)).transpose(1, 2),
-            key[rows].unflatten(0, (count, length)).transpose(1, 2),
-            value[rows].unflatten(0, (count, length)).transpose(1, 2),
-            None,
-            **arguments,
-        )
-        outputs.append(output.flatten(0, 1))
-        weights.append(weight)
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return output, None if weights[0] is None else weights
+    name = f"segment_attention_{hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:16]}"
+    if hasattr(torch.ops.llava_vit_hf, name):
+        return getattr(torch.ops.llava_vit_hf, name)
+    full_name = f"llava_vit_hf::{name}"
+    operator = torch.library.custom_op(full_name, _segment_attention, mutates_args=())
+    backward = torch.library.custom_op(f"{full_name}_backward", _segment_attention_gradients, mutates_args=())
+    contiguous = {"memory_format": torch.contiguous_format}
+    operator.register_fake(lambda query, *_: torch.empty_like(query, **contiguous))
+    backward.register_fake(lambda _, *inputs: tuple(torch.empty_like(states, **contiguous) for states in inputs[:3]))
+    operator.register_autograd(
+        lambda ctx, gradient: (*backward(gradient, *ctx.saved_tensors), None),
+        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    )
+    return getattr(torch.ops.llava_vit_hf, name)
 
 
 segment_attention = segment_attention_operator()

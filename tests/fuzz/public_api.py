@@ -24,6 +24,7 @@ from llava_vit_hf import (
     LlavaViTPackingConfig,
     LlavaViTProcessor,
 )
+from llava_vit_hf.collation_llava_vit import kept_patches
 from llava_vit_hf.decoding_llava_vit import sample_frame_indices
 from llava_vit_hf.grid_llava_vit import (
     check_grid,
@@ -34,7 +35,6 @@ from llava_vit_hf.grid_llava_vit import (
     split_features,
     temporal_positions,
 )
-from llava_vit_hf.selection_llava_vit import kept_patches
 from tests.fuzz.outcomes import Tally
 from tests.models import TINY, as_packing, dense_model
 

@@ -1,13 +1,17 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """torch.compile without graph breaks or recompiles, torch.export and ONNX."""
 
+import importlib.util
 import shutil
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch._inductor.utils import run_and_get_code
 
+from llava_vit_hf import segments_llava_vit
 from llava_vit_hf.grid_llava_vit import cumulative_lengths, grid_positions
 from tests.models import as_packing, dense_model, random_pixels
 
@@ -116,16 +120,30 @@ def test_dense_compiles_once_for_all_sizes(graphs):
 
 
 def test_segment_attention_operator_is_sound():
-    operator = torch.ops.llava_vit_hf.segment_attention.default
+    operator = segments_llava_vit.segment_attention.default
     boundaries = torch.tensor([0, 3, 6, 11], dtype=torch.int32)
     states = [random_pixels(11, 2, 8, seed=seed).requires_grad_() for seed in range(3)]
-    torch.library.opcheck(operator, (*states, boundaries, boundaries))
+    torch.library.opcheck(operator, (*states, boundaries))
     pooled = [
         random_pixels(3, 2, 8).double().requires_grad_(),
         *(x.detach().double().requires_grad_() for x in states),
     ]
-    ones = torch.arange(4, dtype=torch.int32)
-    assert torch.autograd.gradcheck(operator, (*pooled[:3], ones, boundaries))
+    assert torch.autograd.gradcheck(operator, (*pooled[:3], boundaries))
+
+
+def test_each_revision_has_its_own_operator(tmp_path, monkeypatch):
+    """One process may load the code of several model folders: equal files share an operator, others do not."""
+    source = Path(segments_llava_vit.__file__).read_text()
+    operators = {}
+    for name, text in {"same": source, "other": f"{source}\n# Another revision.\n"}.items():
+        (tmp_path / f"{name}.py").write_text(text)
+        spec = importlib.util.spec_from_file_location(name, tmp_path / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        operators[name] = module.segment_attention
+    assert operators["same"] is segments_llava_vit.segment_attention
+    assert operators["other"] is not segments_llava_vit.segment_attention
 
 
 class TestExport:

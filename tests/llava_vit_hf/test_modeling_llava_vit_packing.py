@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from conversion.verification.faults import rotated_halves
+from llava_vit_hf import inputs_llava_vit
 from llava_vit_hf.grid_llava_vit import (
     cumulative_lengths,
     frame_positions,
@@ -13,6 +14,7 @@ from llava_vit_hf.grid_llava_vit import (
     split_features,
     temporal_positions,
 )
+from llava_vit_hf.inputs_llava_vit import sample_lengths
 from tests.models import as_packing, dense_model, min_cosine, random_pixels
 
 
@@ -128,7 +130,7 @@ def test_a_frame_changes_the_other_frames_of_its_clip(models):
 
 
 @torch.no_grad()
-def test_no_mask_and_one_call_per_length(models, monkeypatch):
+def test_no_mask_and_one_call_per_run(models, monkeypatch):
     _, packing = models
     packing.set_attn_implementation("sdpa")
     calls = []
@@ -140,9 +142,9 @@ def test_no_mask_and_one_call_per_length(models, monkeypatch):
 
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", record)
     packing(**pack(pixels_of(GRIDS), GRIDS))
-    # Lengths 48 (three times), 1, 80, 14, 32: five calls per layer and five of the pooling head.
-    assert len(calls) == 5 * (4 + 1)
-    assert sorted(shape for shape, _, _ in calls[:5]) == [(1, 1), (1, 14), (1, 32), (1, 80), (3, 48)]
+    # Lengths 48, 1, 80, 48, 14, 48, 32 have no equal neighbours: seven calls per layer and seven of the pooling head.
+    assert len(calls) == 7 * (4 + 1)
+    assert [shape for shape, _, _ in calls[:7]] == [(1, length) for length in (48, 1, 80, 48, 14, 48, 32)]
     assert all(mask is None and not causal for _, mask, causal in calls)
 
 
@@ -271,18 +273,27 @@ GOOD = pack(pixels_of([(1, 2, 3), (1, 2, 2)]), [(1, 2, 3), (1, 2, 2)])
         ({"grid_thw": torch.tensor([[1, 2, 3]])}, "adds up to 6 tokens, but pixel_values has 10 rows"),
         ({"grid_thw": torch.tensor([[1, 2, 3], [1, 2, -2]])}, r"grid_thw\[1\] is \[1, 2, -2\]"),
         ({"grid_thw": torch.tensor([[1, 2, 3], [0, 2, 2]])}, r"grid_thw\[1\] is \[0, 2, 2\]"),
-        ({"grid_thw": torch.tensor([[1.0, 2.0, 5.0]])}, "integer tensor, found torch.float32"),
-        ({"grid_thw": torch.tensor([2, 5])}, r"must have shape \(samples, 3\), found \(2,\)"),
+        (
+            {"grid_thw": torch.tensor([[1.0, 2.0, 5.0]])},
+            r"integer tensor of shape \(samples, 3\), found torch.float32",
+        ),
+        ({"grid_thw": torch.tensor([2, 5])}, r"of shape \(samples, 3\), found torch.int64 \(2,\)"),
         ({"patch_positions": torch.zeros(9, 3, dtype=torch.long)}, r"of shape \(10, 3\)"),
         ({"patch_positions": torch.zeros(10, 2, dtype=torch.long)}, r"of shape \(10, 3\)"),
         ({"patch_positions": torch.zeros(10, 3)}, "integer tensor"),
         ({"cu_seqlens": torch.tensor([0, 6, 9])}, "must rise from 0 to the 10 rows"),
         ({"cu_seqlens": torch.tensor([1, 6, 10])}, "must rise from 0 to the 10 rows"),
         ({"cu_seqlens": torch.tensor([0, 0, 10])}, "must rise from 0 to the 10 rows"),
-        ({"cu_seqlens": torch.tensor([0, 10])}, "2 boundaries for the 2 samples of grid_thw; expected 3"),
-        ({"cu_seqlens": torch.tensor([0.0, 6.0, 10.0])}, r"int32 tensor of shape \(samples \+ 1,\)"),
-        ({"cu_seqlens": torch.tensor([0, 5, 10])}, r"\[5, 5\] tokens, more than the \[6, 4\]"),
-        ({"cu_seqlens": torch.tensor([0, 5, 10]), "patch_positions": None}, "pass patch_positions to say which"),
+        ({"cu_seqlens": torch.tensor([0, 10])}, r"of shape \(3,\), found torch.int64 \(2,\)"),
+        ({"cu_seqlens": torch.tensor([0.0, 6.0, 10.0])}, r"integer tensor of shape \(3,\), found torch.float32"),
+        ({"cu_seqlens": torch.tensor([0, 5, 10])}, r"\[5, 5\] tokens, of \[6, 4\] by grid_thw"),
+        (
+            {"cu_seqlens": torch.tensor([0, 5, 10]), "patch_positions": None},
+            r"\[5, 5\] of them.*patch_positions to say which",
+        ),
+        ({"cu_seqlens": torch.tensor([0, 6, 10]), "max_seqlen": 5}, "max_seqlen=5 is no integer of at least 6"),
+        ({"max_seqlen": [6]}, r"max_seqlen=\[6\] is no integer"),
+        ({"max_seqlen": 3}, "max_seqlen=3 is no integer of at least 6"),
         ({"pixel_values": torch.zeros(10, 47)}, r"shape \(total_tokens, 48\), found \(10, 47\)"),
         ({"pixel_values": torch.zeros(0, 48)}, r"shape \(total_tokens, 48\)"),
         ({"pixel_values": torch.zeros(1, 3, 8, 8)}, "for the dense model"),
@@ -295,3 +306,33 @@ def test_bad_input_is_named(arguments, message):
     packing = as_packing(dense_model(num_hidden_layers=1))
     with pytest.raises(ValueError, match=message):
         packing(**{**GOOD, **arguments})
+
+
+def test_max_seqlen_is_checked_where_lengths_stay_on_the_device():
+    """Packs joined by `torch.cat` sometimes keep the first one's. There it is held against the mean length."""
+    meta = {"device": "meta"}
+    boundaries = torch.zeros(3, dtype=torch.int32, **meta)
+    arguments = {"grid_thw": None, "cu_seqlens": boundaries, "patch_positions": torch.zeros(128, 3, **meta)}
+    assert sample_lengths(128, max_seqlen=64, **arguments) is None
+    with pytest.raises(ValueError, match="max_seqlen=3 is no integer of at least 64"):
+        sample_lengths(128, max_seqlen=3, **arguments)
+
+
+@pytest.mark.parametrize("layout", ["dense", "packing"])
+def test_a_clip_without_positions_warns(layout, monkeypatch):
+    told = []
+    monkeypatch.setattr(inputs_llava_vit.logger, "warning_once", told.append)
+    dense = dense_model(num_hidden_layers=1)
+    model = dense if layout == "dense" else as_packing(dense)
+
+    def run(frames: int, **positions) -> int:
+        if layout == "dense":
+            model(random_pixels(1, 3, frames, 8, 8), **positions)
+        else:
+            positions = {name: value[0] for name, value in positions.items()}
+            model(random_pixels(4 * frames, 48), torch.tensor([[frames, 2, 2]]), **positions)
+        return len(told)
+
+    # An image, a clip with positions, and one whose frames fill the context.
+    assert run(1) == run(2, patch_positions=torch.zeros(1, 8, 3, dtype=torch.long)) == run(64) == 0
+    assert run(2) == 1 and "patch_positions" in told[0]

@@ -21,10 +21,10 @@ from conversion.source.encoder import SourceConfig, SourceEncoder, rotary_angles
 from conversion.source.peaked_weights import peaked_state_dict
 from llava_vit_hf import LlavaViTPackingModel, LlavaViTProcessor
 from llava_vit_hf import modeling_llava_vit as modeling
+from llava_vit_hf.attention_llava_vit import apply_rotary, rotary_embedding
 from llava_vit_hf.grid_llava_vit import patchify
 from llava_vit_hf.image_processing_llava_vit import LlavaViTImageProcessor
-from llava_vit_hf.rotary_llava_vit import apply_rotary, rotary_embedding
-from llava_vit_hf.segments_llava_vit import CPU_ROWS, Segments, attend
+from llava_vit_hf.segments_llava_vit import Segments, attention_kernel
 from tests import media
 from tests.conversion.scripts import ROOT
 from tests.conversion.weights import tiny_config
@@ -85,7 +85,7 @@ class TestPositions:
         return torch.cat(axes * 2, dim=1)
 
     def turned(self, positions: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
-        return apply_rotary(states, *rotary_embedding(positions, states.shape[-1], 10000.0, torch.float64))
+        return apply_rotary(states, rotary_embedding(positions, states.shape[-1], 10000.0, torch.float64))
 
     @pytest.mark.parametrize("head_dim", [32, 64, 96])
     def test_rotation_at_far_positions(self, head_dim):
@@ -230,8 +230,9 @@ class TestFloat16:
         scores = torch.einsum("qhd,khd->hqk", query.double(), key.double()) * 32**-0.5
         assert scores.max() > FLOAT16_LARGEST
         expected = torch.einsum("hqk,khd->qhd", scores.softmax(-1), value.double())
-        segments = Segments.uniform(1, 40, query.device)
-        output, _ = attend(module, implementation, query, key, value, segments)
+        kernel = attention_kernel(implementation, query, dropout=0.0)
+        segments = Segments(torch.tensor([0, 40], dtype=torch.int32), 40, kernel, runs=((1, 40),))
+        output, _ = kernel(module, query, key, value, segments)
         assert relative_error(output, expected) < 1e-3
         assert not torch.einsum("qhd,khd->hqk", query, key).softmax(-1).isfinite().all()
 
@@ -288,7 +289,7 @@ class TestLargePacks:
         with torch.no_grad():
             output = model(patches, grid_thw=grid)
         assert sum(scores) == 3 * 10_000  # two layers and the head
-        assert len(scores) == 2 * -(-10_000 // CPU_ROWS) + 1
+        assert len(scores) == 3
         monkeypatch.undo()
         expected, pooled = self.one_token(oracle, patches.double())
         assert (output.last_hidden_state - expected).norm(dim=1).div(expected.norm(dim=1)).max() < 1e-5

@@ -14,6 +14,7 @@ import locale
 import logging
 import os
 import random
+import re
 import signal
 import sys
 import threading
@@ -43,8 +44,8 @@ FORBIDDEN = (
 )
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 PACKAGES = {"torch", "numpy", "PIL", "transformers", "llava_vit_hf", "transformers_modules"} | sys.stdlib_module_names
-# What shipped files register at import: an operator for compilers, and its gradient.
-OPERATORS = {"llava_vit_hf::segment_attention", "llava_vit_hf::segment_attention_backward"}
+# What shipped files register at import: an operator for compilers, named by the hash of its file, and its gradient.
+OPERATOR = re.compile(r"llava_vit_hf::segment_attention_[0-9a-f]{16}(_backward)?")
 
 
 class Audit:
@@ -91,7 +92,7 @@ def state() -> dict:
         "torch precision": torch.get_float32_matmul_precision(),
         "torch random state": torch.get_rng_state().tolist(),
         "torch print options": vars(torch._tensor_str.PRINT_OPTS).copy(),
-        "torch operators": set(torch._C._dispatch_get_all_op_names()) - OPERATORS,
+        "torch operators": {name for name in torch._C._dispatch_get_all_op_names() if not OPERATOR.fullmatch(name)},
         "numpy random state": str(np.random.get_state()),
         "numpy errors": np.geterr(),
         "numpy print options": str(np.get_printoptions()),

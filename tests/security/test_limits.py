@@ -3,7 +3,6 @@
 
 import base64
 import http.server
-import inspect
 import io
 import json
 import re
@@ -26,6 +25,7 @@ from examples.extraction.feature_sets import load_features, load_index, load_met
 from examples.extraction.inputs import Item, collect_inputs
 from examples.extraction.limits import DEFAULT_LIMITS, HERE, FileLimits, LimitError, SampleLimits, read_npz
 from llava_vit_hf import LlavaViTImageProcessor, LlavaViTProcessor, decoding_llava_vit
+from llava_vit_hf.settings_llava_vit import LlavaViTSettings
 from tests import media
 from tests.conversion.weights import peaked_state_dict, tiny_config
 from tests.examples.commands import EXAMPLES
@@ -57,12 +57,11 @@ def undecoded(monkeypatch):
 
 class TestProcessor:
     def test_defaults_are_arguments_that_are_saved(self, tmp_path):
-        parameters = inspect.signature(LlavaViTImageProcessor.__init__).parameters
-        assert {name: parameters[name].default for name in DEFAULTS} == DEFAULTS
+        assert {name: getattr(LlavaViTSettings(), name) for name in DEFAULTS} == DEFAULTS
         # Of Pillow as it is installed, whatever another test set it to.
         assert DEFAULTS["max_image_pixels"] == int(1024 * 1024 * 1024 // 4 // 3 * 2)
         for name in DEFAULTS:
-            assert f"{name}:" in LlavaViTImageProcessor.__doc__
+            assert f"{name}:" in LlavaViTSettings.__doc__
         LlavaViTImageProcessor(max_image_pixels=7, max_frames=8, max_tokens=9).save_pretrained(tmp_path)
         stored = json.loads((tmp_path / "preprocessor_config.json").read_text())
         assert [stored[name] for name in DEFAULTS] == [9, 7, 8]

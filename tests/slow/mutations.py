@@ -102,8 +102,9 @@ MUTATIONS = (
     Mutation(
         "rope_rotates_halves",
         _SHIPPED,
-        "wide.unflatten(-1, (-1, 2))",
-        "wide.unflatten(-1, (2, -1)).transpose(-1, -2).contiguous()",
+        "    wide = states.to(cosines.dtype)\n",
+        "    wide = torch.cat((-states.chunk(2, -1)[1], states.chunk(2, -1)[0]), -1)\n"
+        "    return (states * cosines + wide * (previous_sines - next_sines)).to(states.dtype)\n",
         "packing",
     ),
     Mutation("rope_half_precision", _SHIPPED, "angles.cos().to(dtype)", "angles.cos().half().to(dtype)"),
@@ -116,7 +117,7 @@ MUTATIONS = (
     Mutation(
         "attention_scale", _SHIPPED, '"scaling": query.shape[-1] ** -0.5', '"scaling": query.shape[-1] ** -0.499'
     ),
-    Mutation("keys_not_rotated", _SHIPPED, "apply_rotary(key, *rotary)", "key", "packing"),
+    Mutation("keys_not_rotated", _SHIPPED, "apply_rotary(key, rotary)", "key", "packing"),
     Mutation(
         "head_key_value_exchanged",
         _SHIPPED,
@@ -127,23 +128,23 @@ MUTATIONS = (
     Mutation(
         "leak_between_equal_samples",
         _SHIPPED,
-        "        rows = slice(first_row, first_row + count * length)\n",
-        "        rows = slice(first_row, first_row + count * length)\n"
-        "        count, length = (count, length) if pooling else (1, count * length)\n",
+        "    outputs, weights = [], []\n",
+        "    outputs, weights = [], []\n"
+        "    runs = runs if pooling else [(1, count * length) for count, length in runs]\n",
         "packing",
     ),
     Mutation(
         "dense_batch_leaks",
         _SHIPPED,
-        "        rows = slice(first_row, first_row + count * length)\n",
-        "        rows = slice(first_row, first_row + count * length)\n"
-        "        count, length = (count, length) if pooling else (1, count * length)\n",
+        "    outputs, weights = [], []\n",
+        "    outputs, weights = [], []\n"
+        "    runs = runs if pooling else [(1, count * length) for count, length in runs]\n",
     ),
     Mutation(
-        "samples_out_of_order",
+        "runs_out_of_order",
         _SHIPPED,
-        "return samples if self.sample_order is None else samples[self.sample_order.argsort()]",
-        "return samples",
+        "runs=runs_of(lengths) if by_run",
+        "runs=runs_of(sorted(lengths)) if by_run",
         "packing",
     ),
     Mutation("tanh_gelu", _SHIPPED, "ACT2FN[config.hidden_act]", 'ACT2FN["gelu_pytorch_tanh"]'),
@@ -154,10 +155,8 @@ MUTATIONS = (
         "self.feed_forward(self.layer_norm1(",
         "packing",
     ),
-    Mutation(
-        "pre_norm_left_out", _SHIPPED, "self.layernorm_pre(segments.sort(embeddings))", "segments.sort(embeddings)"
-    ),
-    Mutation("post_norm_left_out", _SHIPPED, "hidden_states = self.layernorm_post(hidden_states)", "pass", "packing"),
+    Mutation("pre_norm_left_out", _SHIPPED, "self.layernorm_pre(embeddings)", "embeddings"),
+    Mutation("post_norm_left_out", _SHIPPED, "self.layernorm_post(hidden_states)", "hidden_states", "packing"),
     Mutation(
         "hidden_states_off_by_one",
         _SHIPPED,
@@ -168,8 +167,8 @@ MUTATIONS = (
     Mutation(
         "missing_head",
         _SHIPPED,
-        "        if self.head is not None:\n            pooled",
-        "        if False:\n            pooled",
+        "            if self.head is not None:\n",
+        "            if False:\n",
     ),
     Mutation(
         "head_norm_epsilon_ignored", _SHIPPED, "eps=config.head_norm_eps", "eps=config.layer_norm_eps", "packing"
@@ -180,8 +179,8 @@ MUTATIONS = (
     Mutation(
         "visible_indices_sorted",
         _SHIPPED,
-        "return visible_indices.to(pix",
-        "return visible_indices.sort().values.to(pix",
+        "visible_indices = visible_indices.to(pix",
+        "visible_indices = visible_indices.sort().values.to(pix",
     ),
     Mutation("rows_off_by_one", _SHIPPED, "torch.arange(rows, device", "torch.arange(1, rows + 1, device", "packing"),
     Mutation(
@@ -204,16 +203,16 @@ MUTATIONS = (
     Mutation(
         "shifted_by_a_pixel",
         _SHIPPED,
-        "    if array.dtype != np.uint8:\n        array = _re",
-        "    array = np.roll(array, 1, axis=1)\n    if array.dtype != np.uint8:\n        array = _re",
+        "    if array.dtype != np.uint8:\n        array = re",
+        "    array = np.roll(array, 1, axis=1)\n    if array.dtype != np.uint8:\n        array = re",
         "packing",
     ),
     Mutation(
         "shifted_by_half_a_pixel",
         _SHIPPED,
-        "    if array.dtype != np.uint8:\n        array = _re",
+        "    if array.dtype != np.uint8:\n        array = re",
         "    array = ((array.astype(int) + np.roll(array, 1, axis=1)) // 2).astype(np.uint8)\n"
-        "    if array.dtype != np.uint8:\n        array = _re",
+        "    if array.dtype != np.uint8:\n        array = re",
     ),
     Mutation("centre_crop_off_by_one", _SHIPPED, "center_crop(array, crop", "center_crop(array[:, 1:], crop"),
     Mutation(

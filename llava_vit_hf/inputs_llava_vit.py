@@ -1,0 +1,141 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Checks of what the models are given, as far as they need no device synchronisation.
+
+All raise a ValueError that names the argument, what was found and what was expected.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+from transformers.utils import logging
+
+from .grid_llava_vit import TEMPORAL_CONTEXT, check_grid, check_integers
+
+
+logger = logging.get_logger(__name__)
+
+
+def check_images(model: nn.Module, pixel_values: torch.Tensor, **others: torch.Tensor | None) -> None:
+    """Checks `(B, 3, H, W)` or `(B, 3, T, H, W)` pixels, and that `others` are tensors with contents."""
+    _check_tensors(model, pixel_values, others)
+    channels, patch = model.config.num_channels, model.config.patch_size
+    if pixel_values.ndim not in (4, 5) or pixel_values.shape[1] != channels or 0 in pixel_values.shape:
+        raise ValueError(
+            f"pixel_values must have shape (B, {channels}, H, W) or (B, {channels}, T, H, W), found "
+            f"{tuple(pixel_values.shape)}. Flat patches (tokens, {channels * patch**2}) are for the packing model."
+        )
+
+
+def check_patches(model: nn.Module, pixel_values: torch.Tensor, **others: torch.Tensor | None) -> None:
+    """Checks `(total_tokens, 3 * P * P)` pixels, and that `others` are tensors with contents."""
+    _check_tensors(model, pixel_values, others)
+    flat = model.config.num_channels * model.config.patch_size**2
+    if pixel_values.ndim != 2 or pixel_values.shape[1] != flat or pixel_values.shape[0] == 0:
+        raise ValueError(
+            f"pixel_values must be flat patches of shape (total_tokens, {flat}), found {tuple(pixel_values.shape)}. "
+            "The processor of this repo makes them; whole images (B, 3, H, W) are for the dense model."
+        )
+
+
+def _check_tensors(model: nn.Module, pixel_values: object, others: dict[str, object]) -> None:
+    """Meta tensors have shapes alone: fine where the pixels and the whole model are such, and nowhere else."""
+    if not isinstance(pixel_values, torch.Tensor) or not pixel_values.is_floating_point():
+        found = getattr(pixel_values, "dtype", type(pixel_values).__name__)
+        raise ValueError(f"pixel_values must be a floating point tensor, found {found}. Use the processor.")
+    if pixel_values.is_meta and not next(model.parameters()).is_meta:
+        raise ValueError("pixel_values is on the meta device, which holds no numbers, and the model is not.")
+    for name, value in others.items():
+        if value is not None and not isinstance(value, torch.Tensor):
+            raise ValueError(f"{name} must be a tensor, found {type(value).__name__}. Use the processor.")
+        # Attention needs the numbers of `cu_seqlens` even for shapes.
+        if value is not None and value.is_meta and not (pixel_values.is_meta and name != "cu_seqlens"):
+            raise ValueError(f"{name} is on the meta device, which holds no numbers. Pass it on the CPU.")
+
+
+def check_visible_indices(visible_indices: torch.Tensor, pixel_values: torch.Tensor, patch_size: int) -> None:
+    """Checks `(B, K)` indices into the tokens of `(B, 3, T, H, W)`; those on an accelerator are not read."""
+    check_integers("visible_indices", visible_indices, len(pixel_values), "K")
+    frames, height, width = pixel_values.shape[2:]
+    tokens = frames * (height // patch_size) * (width // patch_size)
+    if visible_indices.device.type == "cpu":
+        low, high = map(int, visible_indices.aminmax())
+        if low < 0 or high >= tokens:
+            shape = tuple(pixel_values.shape)
+            raise ValueError(f"visible_indices must be from 0 to {tokens - 1} for {shape}, found {low} to {high}.")
+
+
+def warn_of_plain_times(frames: Iterable[int]) -> None:
+    """Warns once, where samples of so many frames have no positions, that their times are not the processor's."""
+    if not torch.compiler.is_compiling() and set(frames) - {1, TEMPORAL_CONTEXT}:
+        logger.warning_once(
+            "A clip came without patch_positions, so its frames are at t = 0 ... T - 1. The processor spreads them, "
+            f"as in training, over {TEMPORAL_CONTEXT} positions (8 frames: 0, 9, ... 63), and features differ: pass "
+            "its patch_positions."
+        )
+
+
+def sample_lengths(
+    rows: int,
+    grid_thw: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+    max_seqlen: int | None,
+    patch_positions: torch.Tensor | None,
+) -> list[int] | None:
+    """Rows of each sample of a pack of `rows`, or `None` if only an accelerator knows them."""
+    if grid_thw is None and (cu_seqlens is None or patch_positions is None):
+        raise ValueError("grid_thw is missing: pass it, or both cu_seqlens and patch_positions.")
+    # Of what is on an accelerator, or a compiler cannot read, only as much is read as tells the lengths and positions.
+    grid = boundaries = None
+    enough = cu_seqlens is not None and patch_positions is not None
+    if grid_thw is not None:
+        check_integers("grid_thw", grid_thw, "samples", 3)
+        grid = [t * h * w for t, h, w in check_grid(grid_thw)] if _readable(grid_thw) or not enough else None
+    if cu_seqlens is not None:
+        check_integers("cu_seqlens", cu_seqlens, "samples + 1" if grid_thw is None else len(grid_thw) + 1)
+        boundaries = cu_seqlens.tolist() if _readable(cu_seqlens) or not enough else None
+    lengths = _consistent_lengths(rows, grid, boundaries, enough)
+    if max_seqlen is not None and not torch.compiler.is_compiling():
+        # Where only an accelerator knows the lengths: the longest sample has at least their mean.
+        least = max(lengths) if lengths else -(-rows // (len(cu_seqlens) - 1))
+        if not hasattr(max_seqlen, "__index__") or int(max_seqlen) < least:
+            raise ValueError(
+                f"max_seqlen={max_seqlen!r} is no integer of at least {least}, the tokens of the longest sample. Leave "
+                "it out, or pass the largest of them where packs were joined."
+            )
+    return lengths
+
+
+def _readable(tensor: torch.Tensor) -> bool:
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _consistent_lengths(
+    rows: int, grid: list[int] | None, boundaries: list[int] | None, chosen: bool
+) -> list[int] | None:
+    """Rows of each sample, from what was read: tokens of the whole samples, and boundaries of the rows.
+
+    Args:
+        chosen: samples may keep only some of their patches, as `cu_seqlens` and `patch_positions` say which.
+    """
+    kept = None
+    if boundaries is not None:
+        kept = [end - start for start, end in zip(boundaries, boundaries[1:], strict=False)]
+        if not kept or boundaries[0] != 0 or boundaries[-1] != rows or min(kept) < 1:
+            raise ValueError(
+                f"cu_seqlens must rise from 0 to the {rows} rows of pixel_values, with at least one row a sample, "
+                f"found {_shorten(boundaries)}."
+            )
+    if grid and not chosen and (kept != grid if kept else sum(grid) != rows):
+        found = f"cu_seqlens gives the samples {_shorten(kept)} of them" if kept else f"pixel_values has {rows} rows"
+        raise ValueError(
+            f"grid_thw adds up to {sum(grid)} tokens, but {found}. Samples that keep only some of their patches need "
+            "cu_seqlens, and patch_positions to say which."
+        )
+    if kept and grid and any(some > every for some, every in zip(kept, grid, strict=True)):
+        raise ValueError(f"cu_seqlens gives the samples {_shorten(kept)} tokens, of {_shorten(grid)} by grid_thw.")
+    return kept or (grid if grid and sum(grid) == rows else None)
+
+
+def _shorten(values: list[int]) -> str:
+    return str(values) if len(values) <= 8 else f"[{', '.join(map(str, values[:8]))}, ... {len(values)} in all]"
