@@ -100,8 +100,8 @@ def sample_lengths(
         least = max(lengths) if lengths else -(-rows // (len(cu_seqlens) - 1))
         if not hasattr(max_seqlen, "__index__") or int(max_seqlen) < least:
             raise ValueError(
-                f"max_seqlen={max_seqlen!r} is no integer of at least {least}, the tokens of the longest sample. Leave "
-                "it out, or pass the largest of them where packs were joined."
+                f"max_seqlen={max_seqlen!r} is no integer of at least {least}, the tokens of the longest sample. "
+                "Leave it out, or pass the largest of them where packs were joined."
             )
     return lengths
 
