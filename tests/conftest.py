@@ -19,6 +19,29 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 
+from tests import warm_python  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Lets the processes that tests start be forked from one that has imported torch; see `tests/warm_python.py`."""
+    first = not hasattr(config, "workerinput")
+    if first and warm_python.available():
+        config.warm_python_folder = tempfile.TemporaryDirectory(prefix="llava_vit_python_")
+        config.warm_python = warm_python.start(Path(config.warm_python_folder.name))
+        stand_in = f"{config.warm_python_folder.name}/python"
+        os.environ |= {"REAL_PYTHON": sys.executable, "WARM_PYTHON": stand_in}
+    # pytest-xdist starts its workers with the interpreter of the first process.
+    if "WARM_PYTHON" in os.environ and not (first and config.getoption("numprocesses", None)):
+        sys.executable = os.environ["WARM_PYTHON"]
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if hasattr(config, "warm_python"):
+        config.warm_python.stdin.close()
+        config.warm_python.wait()
+        config.warm_python_folder.cleanup()
+
+
 @pytest.fixture(scope="session")
 def conformance() -> Path:
     """The conformance folder (`golden/`, `media/`), which is not part of the project."""

@@ -10,13 +10,13 @@ import http.client
 import json
 import socket
 import subprocess
-import sys
 import time
 from urllib.parse import urlsplit
 
 import pytest
 
 from tests.loopback_hub import LoopbackHub
+from tests.warm_python import REAL
 
 
 TOKEN = "hf_writer_secret"
@@ -46,7 +46,7 @@ def hub():
 
 def run(environment, script):
     """What the script printed last, as JSON."""
-    command = [sys.executable, "-c", CLIENT + script]
+    command = [REAL, "-c", CLIENT + script]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.strip().splitlines()[-1])

@@ -22,6 +22,7 @@ from examples.extraction.bulk_extraction import check_layers, cut_into_shards
 from examples.extraction.feature_sets import open_features
 from tests import media
 from tests.examples.commands import EXAMPLES, ROOT, contents, environment, extract, read_lines, run_well
+from tests.warm_python import REAL
 
 
 DATA = ("index.jsonl", "failures.jsonl", "metadata.json")
@@ -90,7 +91,7 @@ write_atomically(Path(sys.argv[1]).with_name("00099.safetensors"), lambda stream
 
 def test_a_killed_run_continues_to_the_same_features(many_arguments, many_features, tmp_path, capsys):
     arguments = [*map(str, many_arguments), "--output_dir", str(tmp_path), "--device", "cpu"]
-    command = [sys.executable, str(EXAMPLES / "extract_features.py"), *arguments]
+    command = [REAL, str(EXAMPLES / "extract_features.py"), *arguments]
     kill_after(1, command, tmp_path)
     first = {path.name: path.stat().st_mtime_ns for path in complete_shards(tmp_path)}
     kill_after(len(first) + 2, command, tmp_path)
@@ -273,7 +274,7 @@ def test_no_process_outlives_a_killed_run(models, four_files, tmp_path):
     arguments = ["--packing_model_path", models / "tiny_packing", "--inputs", tmp_path, "--shard_size", 4]
     arguments += ["--output_dir", tmp_path / "f"]
     process = subprocess.Popen(
-        [sys.executable, str(EXAMPLES / "extract_features.py"), *map(str, arguments)],
+        [REAL, str(EXAMPLES / "extract_features.py"), *map(str, arguments)],
         env=environment(),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

@@ -1,7 +1,6 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """Every command of the guide runs, in order, in what a fresh clone holds."""
 
-import json
 import re
 import shutil
 import subprocess
@@ -12,6 +11,7 @@ import pytest
 
 from tests.examples.commands import EXAMPLES, ROOT, environment
 from tests.loopback_hub import LoopbackHub
+from tests.warm_python import REAL
 
 
 def code_blocks(guide: str) -> list[tuple[str, str]]:
@@ -71,29 +71,30 @@ def clone(tmp_path_factory) -> Path:
     return folder
 
 
+def run_blocks(blocks: list[tuple[str, str]], folder: Path, variables: dict[str, str]) -> str:
+    """Runs blocks in order, as bash and Python would. All that they print."""
+    commands = {"bash": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}
+    output = ""
+    for language, code in blocks:
+        command = [*commands[language], code]
+        result = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+        assert result.returncode == 0, f"{code}\n{result.stdout}\n{result.stderr}"
+        output += result.stdout
+    return output
+
+
 def test_every_command_runs(clone, tmp_path):
-    """How they are run, in how many processes, says `run_guide.py`."""
-    blocks = tmp_path / "blocks.json"
-    blocks.write_text(json.dumps(code_blocks("README.md")))
     with LoopbackHub() as hub:
         hub.add_token("hf_writer", "your-name")
         hub.create_repo("your-name/your-model")
         variables = environment(**hub.client_environment(tmp_path, token="hf_writer"))
-        variables["PATH"] = f"{Path(sys.executable).parent}:{variables['PATH']}"
+        programs = dict.fromkeys((Path(sys.executable).parent, Path(REAL).parent))
+        variables["PATH"] = ":".join([*map(str, programs), variables["PATH"]])
         # The requirements are there: pip says so, and can fetch nothing.
         variables |= {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        result = subprocess.run(
-            [sys.executable, str(Path(__file__).with_name("run_guide.py")), str(blocks)],
-            cwd=clone,
-            env=variables,
-            capture_output=True,
-            text=True,
-            stdin=subprocess.DEVNULL,
-            check=False,
-        )
-    output = result.stdout
-    assert result.returncode == 0, f"{output}\n{result.stderr}"
-    assert "made from the same: PASS" in output and "FAIL" not in output
+        output = run_blocks(code_blocks("README.md"), clone, variables)
+    assert "FAIL" not in output
+    assert "made from the same: PASS" in output
     assert "2 samples" in output and output.count("4 samples") >= 2
     assert "1.mp4 video [0, 9, 18, 27, 36, 45, 54, 63] (8, 9, 11, 64) (64,)" in output
     assert "video: (8, 9, 11, 64)  (frames, rows, columns, channels)" in output

@@ -6,7 +6,6 @@ import os
 import random
 import struct
 import subprocess
-import sys
 import warnings
 
 import pytest
@@ -15,6 +14,7 @@ from tests.fuzz import mutators
 from tests.fuzz.fuzz_parsers import ROOT, SCRIPT, guided
 from tests.fuzz.outcomes import Tally
 from tests.fuzz.parsers import TARGETS
+from tests.warm_python import REAL
 
 
 MUTANTS = 120
@@ -59,7 +59,7 @@ def test_a_planted_defect_is_found(engine):
 
 def _run(*arguments: str) -> dict:
     process = subprocess.run(
-        [sys.executable, str(SCRIPT), *arguments],
+        [REAL, str(SCRIPT), *arguments],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -33,6 +33,7 @@ from tests.conversion.weights import tiny_config
 from tests.examples import commands
 from tests.llava_vit_hf.both_models import LAYOUTS, make_case
 from tests.loopback_hub import LoopbackHub
+from tests.warm_python import REAL
 
 
 THREADS = 8
@@ -159,7 +160,7 @@ def backbone(tmp_path_factory):
 def start(command: list[str]) -> subprocess.Popen:
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "stdin": subprocess.DEVNULL}
     variables = commands.environment(HF_HUB_OFFLINE="1", PYTHONPATH="")
-    return subprocess.Popen(command, env=variables, start_new_session=True, **pipes)
+    return subprocess.Popen([REAL, *command[1:]], env=variables, start_new_session=True, **pipes)
 
 
 def wait_for(process: subprocess.Popen, condition, seconds: float = 120) -> None:
@@ -188,7 +189,7 @@ def test_two_conversions_into_one_folder(backbone, tmp_path):
     finally:
         os.killpg(first.pid, signal.SIGCONT)
     assert second.returncode == 2
-    assert second.stderr.strip() == f"error: {output} is being written by another process. Wait for it."
+    assert f"error: {output} is being written by another process. Wait for it." in second.stderr.splitlines()
     _, errors = first.communicate(timeout=240)
     assert first.returncode == 0, errors
     assert json.loads((output / "verification.json").read_text())["verdict"] == "PASS"

@@ -8,7 +8,6 @@ import os
 import pickle
 import shutil
 import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from tests.conversion.weights import peaked_state_dict, tiny_config
 from tests.examples.commands import ROOT
 from tests.llava_vit_hf.test_imports import ALLOWED
 from tests.models import TINY, as_packing, dense_model
+from tests.warm_python import REAL
 
 
 PACKAGE = ROOT / "llava_vit_hf"
@@ -100,7 +100,7 @@ def findings(tmp_path_factory):
     names = {module: sorted(names) for module, names in ALLOWED.items()}
     (root / "empty").mkdir()
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("audited_import.py")), json.dumps([names, cases])],
+        [REAL, str(Path(__file__).with_name("audited_import.py")), json.dumps([names, cases])],
         env=environment,
         cwd=root / "empty",
         capture_output=True,

@@ -4,7 +4,6 @@
 import json
 import shutil
 import subprocess
-import sys
 from dataclasses import asdict
 
 import pytest
@@ -28,6 +27,7 @@ from conversion.checkpoints.source_config import infer_source_config
 from conversion.checkpoints.variant_writer import variant_files
 from conversion.source.encoder import SourceConfig
 from tests.conversion.scripts import ROOT
+from tests.warm_python import REAL
 
 
 # Heads as the pretraining code has them, apart from the files under test. Other variants may be added.
@@ -165,7 +165,7 @@ def test_reading_needs_neither_torch_nor_transformers():
         "from conversion.checkpoints.hub_configs import *; "
         "print(fitting_variant(read_config('llava_vit_base_rms', 'packing')), *read_card_data('llava_vit_base_rms'))"
     )
-    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = subprocess.run([REAL, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert result.stdout.split() == ["llava_vit_base_rms", "license", "base_model", "tags"], result.stderr
 
 

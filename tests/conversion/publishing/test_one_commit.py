@@ -2,7 +2,6 @@
 """Files beside a model are published as the model is: one commit or none, with retries and a check of the listing."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ import pytest
 from conversion.common.model_folder import PublishInputError
 from conversion.publishing.one_commit import publish_files
 from tests.loopback_hub import LoopbackHub
+from tests.warm_python import REAL
 
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -48,7 +48,7 @@ def folder(tmp_path):
 
 def publish(hub, folder, repo=REPO, token=TOKEN, create_pr=False, code=0):
     """What was written; the token must be in none of it."""
-    command = [sys.executable, "-c", PUBLISH.format(root=str(ROOT)), str(folder), repo, "pr" if create_pr else ""]
+    command = [REAL, "-c", PUBLISH.format(root=str(ROOT)), str(folder), repo, "pr" if create_pr else ""]
     environment = hub.client_environment(folder.parent / "cache", token)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
     assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr

@@ -23,6 +23,7 @@ from conversion.publishing.options import add_publish_arguments
 from conversion.publishing.publish import PublishResult, publish_folder
 from tests.conversion.publishing.publishable import report_of, sha256_of, verified_folder, write_report
 from tests.loopback_hub import LoopbackHub
+from tests.warm_python import REAL
 
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -51,7 +52,7 @@ def folder(tmp_path):
 
 
 def start(hub, folder, *options, repo=REPO, token=TOKEN):
-    command = [sys.executable, "-c", PUSH.format(root=str(ROOT)), str(folder), repo, *options]
+    command = [REAL, "-c", PUSH.format(root=str(ROOT)), str(folder), repo, *options]
     environment = hub.client_environment(folder.parent / "cache", token)
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -133,7 +134,7 @@ print(code, [sorted({{"torch", "transformers", "llava_vit_hf"}} & modules) for m
 def test_publishing_and_reports_start_without_torch(hub, folder):
     """Importing it takes seconds; only the process that loads a model back needs it."""
     environment = hub.client_environment(folder.parent / "cache", TOKEN)
-    command = [sys.executable, "-c", HEAVY.format(root=str(ROOT)), str(folder), REPO, "--dry_run"]
+    command = [REAL, "-c", HEAVY.format(root=str(ROOT)), str(folder), REPO, "--dry_run"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0 [[], []]"
 
