@@ -2,6 +2,7 @@
 """Fixtures that every room of the tests shares."""
 
 import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -26,20 +27,27 @@ def pytest_configure(config: pytest.Config) -> None:
     """Lets the processes that tests start be forked from one that has imported torch; see `tests/warm_python.py`."""
     first = not hasattr(config, "workerinput")
     if first and warm_python.available():
-        config.warm_python_folder = tempfile.TemporaryDirectory(prefix="llava_vit_python_")
-        config.warm_python = warm_python.start(Path(config.warm_python_folder.name))
-        stand_in = f"{config.warm_python_folder.name}/python"
-        os.environ |= {"REAL_PYTHON": sys.executable, "WARM_PYTHON": stand_in}
+        os.environ["REAL_PYTHON"] = sys.executable
+        config.warm_pythons = [_warm(sys.executable, "WARM_PYTHON")]
+        if other := os.environ.get("LLAVA_VIT_OTHER_PYTHON"):
+            config.warm_pythons.append(_warm(other, "WARM_OTHER_PYTHON"))
     # pytest-xdist starts its workers with the interpreter of the first process.
     if "WARM_PYTHON" in os.environ and not (first and config.getoption("numprocesses", None)):
         sys.executable = os.environ["WARM_PYTHON"]
 
 
+def _warm(python: str, variable: str) -> tuple[subprocess.Popen, tempfile.TemporaryDirectory]:
+    """A server for `python`, whose stand-in the environment variable names."""
+    folder = tempfile.TemporaryDirectory(prefix="llava_vit_python_")
+    os.environ[variable] = f"{folder.name}/python"
+    return warm_python.start(Path(folder.name), python), folder
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
-    if hasattr(config, "warm_python"):
-        config.warm_python.stdin.close()
-        config.warm_python.wait()
-        config.warm_python_folder.cleanup()
+    for server, folder in getattr(config, "warm_pythons", ()):
+        server.stdin.close()
+        server.wait()
+        folder.cleanup()
 
 
 @pytest.fixture(scope="session")
@@ -61,4 +69,4 @@ def other_python() -> str:
     python = os.environ.get("LLAVA_VIT_OTHER_PYTHON")
     if not python:
         pytest.skip("LLAVA_VIT_OTHER_PYTHON does not name an environment with the other transformers major")
-    return python
+    return os.environ.get("WARM_OTHER_PYTHON", python)

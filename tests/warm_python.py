@@ -4,12 +4,17 @@
 Importing torch costs each of them three to four seconds of processor time, most of what the suite would take. A server
 imports it once; a stand-in for the interpreter hands its arguments, variables, folder and streams to the server, which
 forks a process that runs them. transformers, huggingface_hub and all of ours are imported by that process itself, from
-the variables it was given. Tests that watch imports or stop and kill processes call `REAL` instead, and `make demo`
-and `make test-slow` do without. It is off where LLAVA_VIT_COLD is set, and on systems other than Linux.
+the variables it was given. It ends without taking the interpreter apart, which with torch takes 0.4 seconds. Tests
+that watch imports or stop and kill processes call `REAL` instead. All do where LLAVA_VIT_COLD is set, and on systems
+other than Linux.
 """
 
+import atexit
+import fcntl
 import gc
 import json
+import multiprocessing
+import multiprocessing.resource_tracker
 import os
 import runpy
 import selectors
@@ -18,12 +23,16 @@ import socket
 import stat
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
+from typing import NoReturn
 
 
 REAL = os.environ.get("REAL_PYTHON", sys.executable)
 SOCKET = "socket"
+# File descriptors from here on are nobody's.
+FREE = 512
 
 # Stands in for the interpreter. What it cannot hand over it leaves to the real one.
 STAND_IN = """
@@ -35,17 +44,18 @@ unbuffered = given[:1] == ["-u"]
 rest = given[unbuffered:]
 known = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED")
 other = [name for name in os.environ if name.startswith("PYTHON") and name not in known]
-# Spawned processes of multiprocessing inherit more than three streams.
-simple = rest and (rest[0] in ("-c", "-m") or rest[0][0] != "-") and "multiprocessing" not in " ".join(rest[:2])
+simple = rest and (rest[0] in ("-c", "-m") or rest[0][0] != "-") and "resource_tracker" not in " ".join(rest[:2])
 if other or not simple:
     os.execv(real, [real, *given])
+# More than the three streams where multiprocessing starts a process.
+inherited = [number for number in map(int, os.listdir("/proc/self/fd")) if os.path.exists(f"/proc/self/fd/{number}")]
 connection = socket.socket(socket.AF_UNIX)
 connection.connect(server)
 job = {"arguments": rest, "environment": dict(os.environ), "folder": os.getcwd(), "executable": stand_in}
-job |= {"umask": os.umask(0), "pid": os.getpid(), "unbuffered": unbuffered}
+job |= {"umask": os.umask(0), "pid": os.getpid(), "unbuffered": unbuffered, "numbers": inherited}
 os.umask(job["umask"])
 message = json.dumps(job).encode()
-socket.send_fds(connection, [len(message).to_bytes(8, "big")], [0, 1, 2])
+socket.send_fds(connection, [len(message).to_bytes(8, "big")], inherited)
 connection.sendall(message)
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda number, frame: connection.sendall(bytes([number])))
@@ -63,12 +73,12 @@ def available() -> bool:
     return not os.environ.get("LLAVA_VIT_COLD") and hasattr(os, "pidfd_open") and Path("/proc/self/stat").is_file()
 
 
-def start(folder: Path) -> subprocess.Popen:
-    """Starts the server, which ends when its standard input is closed, and writes the interpreter's stand-in,
-    `folder / "python"`."""
+def start(folder: Path, real: str = REAL) -> subprocess.Popen:
+    """Starts the server, which ends when its standard input is closed, and writes the stand-in of the interpreter
+    `real`, `folder / "python"`."""
     (folder / "stand_in.py").write_text(STAND_IN, encoding="utf-8")
     python = folder / "python"
-    words = (REAL, "-IS", str(folder / "stand_in.py"), REAL, str(folder / SOCKET), str(python))
+    words = (real, "-IS", str(folder / "stand_in.py"), real, str(folder / SOCKET), str(python))
     quoted = " ".join("'" + word.replace("'", "'\\''") + "'" for word in words)
     python.write_text(f'#!/bin/sh\nexec {quoted} "$@"\n', encoding="utf-8")
     python.chmod(python.stat().st_mode | stat.S_IXUSR)
@@ -78,7 +88,7 @@ def start(folder: Path) -> subprocess.Popen:
         listener.listen(64)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
         return subprocess.Popen(
-            [REAL, __file__, str(listener.fileno())],
+            [real, __file__, str(listener.fileno())],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             env=environment,
@@ -125,9 +135,12 @@ def serve(listener: socket.socket) -> dict:
                 job = receive(connection)
                 pid = os.fork()
                 if pid == 0:
+                    # What closes itself later might close what has its number by then.
+                    for closed in (selector, connection, *(connection for _, connection in children.values())):
+                        closed.close()
                     return job
-                for stream in job["streams"]:
-                    os.close(stream)
+                for copy in job["copies"]:
+                    os.close(copy)
                 process = os.pidfd_open(pid)
                 children[process] = pid, connection
                 selector.register(process, selectors.EVENT_READ)
@@ -151,11 +164,11 @@ def serve(listener: socket.socket) -> dict:
 
 
 def receive(connection: socket.socket) -> dict:
-    header, streams, _, _ = socket.recv_fds(connection, 8, 3)
+    header, copies, _, _ = socket.recv_fds(connection, 8, 64)
     length, message = int.from_bytes(header, "big"), b""
     while len(message) < length:
         message += connection.recv(length - len(message))
-    return {**json.loads(message), "streams": streams}
+    return {**json.loads(message), "copies": copies}
 
 
 def run(job: dict) -> None:
@@ -163,15 +176,21 @@ def run(job: dict) -> None:
     import numpy
     import torch
 
-    for place, stream in enumerate(job["streams"]):
-        os.dup2(stream, place)
-        os.close(stream)
+    # Out of each other's way first.
+    copies = [fcntl.fcntl(copy, fcntl.F_DUPFD, FREE) for copy in job["copies"]]
+    os.closerange(0, FREE)
+    for number, copy in zip(job["numbers"], copies, strict=True):
+        os.dup2(copy, number)
+        os.close(copy)
     os.chdir(job["folder"])
     os.umask(job["umask"])
     os.environ.clear()
     os.environ.update(job["environment"])
     os.getppid = lambda: parent_of(job["pid"])
     sys.executable = job["executable"]
+    multiprocessing.set_executable(sys.executable)
+    # What the server's own tracker is reached by is closed.
+    multiprocessing.resource_tracker._resource_tracker.__init__()
     if job["unbuffered"] or "PYTHONUNBUFFERED" in os.environ:
         sys.stdout.reconfigure(write_through=True)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
@@ -196,6 +215,31 @@ def run(job: dict) -> None:
         exec(compile(Path(mode).read_bytes(), mode, "exec"), main.__dict__)
 
 
+def end(job: dict) -> NoReturn:
+    """Runs a job, and ends as the interpreter would except that nothing is freed."""
+    code: object = None
+    try:
+        run(job)
+    except SystemExit as error:
+        code = error.code
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    if code is not None and not isinstance(code, int):
+        print(code, file=sys.stderr)
+        code = 1
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        if code == -signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        os._exit((code or 0) & 0xFF)
+
+
 def parent_of(pid: int) -> int:
     """The parent of the stand-in, which whoever started it takes for the process itself."""
     try:
@@ -209,4 +253,4 @@ if __name__ == "__main__":
     gc.freeze()
     with socket.socket(fileno=int(sys.argv[1])) as listening:
         todo = serve(listening)
-    run(todo)
+    end(todo)
