@@ -1,4 +1,4 @@
-# make demo   convert, verify, extract and compare, on weights and media made here
+# make demo   convert, verify, extract, compare and draw, on weights and media made here
 # make test   the test suite with transformers 5 and with transformers 4.57
 # Each sets up its own environment below .venv/ on first use. PYTHON names the interpreter to build them with.
 
@@ -8,13 +8,14 @@ NEW := $(VENV)/transformers-5
 OLD := $(VENV)/transformers-4
 DEMO := demo_output
 
+# test-quick    what takes no seconds, with transformers 5: between edits
 # test-slow     what takes minutes: mutations, kills, all variants, files over 5 GB
 # test-middle   the shipped files with a transformers in between
 
 # fuzz          every entry point and file parser on bad inputs, and a table: make fuzz SECONDS=3600
 # benchmark     speed, memory and growth as ratios, with a picture where matplotlib is installed; leave the machine alone
 
-.PHONY: demo test test-new test-old test-slow test-middle fuzz benchmark style check audit clean
+.PHONY: demo test test-new test-old test-quick test-slow test-middle fuzz benchmark style check audit clean
 
 demo: $(NEW)/ready
 	$(NEW)/bin/python conversion/make_demo_inputs.py $(DEMO)
@@ -27,19 +28,26 @@ demo: $(NEW)/ready
 	    --num_frames 8 --output_dir $(DEMO)/features
 	$(NEW)/bin/python examples/verify_features.py --features_dir $(DEMO)/features
 	$(NEW)/bin/python examples/visualize_features.py --features_dir $(DEMO)/features
+	$(NEW)/bin/python docs/features_picture.py $(DEMO)/features/pictures $(DEMO)/features.png
 
 test: test-new test-old
 
 # One thread a process, as many processes as cores; a file's tests stay together for their fixtures, and the files that
 # take longest go first.
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
-SUITE := tests/test_hub_end_to_end.py tests/examples tests
+SUITE := tests/examples tests/conversion tests/test_hub_end_to_end.py tests/llava_vit_hf/test_compile.py tests
 
 test-new: $(NEW)/ready $(OLD)/ready
-	OMP_NUM_THREADS=1 LLAVA_VIT_OTHER_PYTHON=$(abspath $(OLD))/bin/python $(NEW)/bin/python $(PYTEST) -m "not slow" $(SUITE)
+	OMP_NUM_THREADS=1 LLAVA_VIT_OTHER_PYTHON=$(abspath $(OLD))/bin/python $(NEW)/bin/python $(PYTEST) \
+	    -m "not slow" $(SUITE)
 
+# Without what does not depend on the version of transformers or huggingface_hub.
 test-old: $(NEW)/ready $(OLD)/ready
-	OMP_NUM_THREADS=1 LLAVA_VIT_OTHER_PYTHON=$(abspath $(NEW))/bin/python $(OLD)/bin/python $(PYTEST) -m "not slow" $(SUITE)
+	OMP_NUM_THREADS=1 LLAVA_VIT_OTHER_PYTHON=$(abspath $(NEW))/bin/python $(OLD)/bin/python $(PYTEST) \
+	    -m "not slow and not once" $(SUITE)
+
+test-quick: $(NEW)/ready
+	OMP_NUM_THREADS=1 $(NEW)/bin/python $(PYTEST) -m "not slow and not long" $(SUITE)
 
 test-slow: $(NEW)/ready $(OLD)/ready
 	LLAVA_VIT_OTHER_PYTHON=$(abspath $(OLD))/bin/python $(NEW)/bin/python -m pytest -m slow

@@ -21,6 +21,8 @@ from llava_vit_hf import (
 )
 
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).resolve().parents[1]
 # The goldens themselves are up to 1.8e-4 from float64; another epsilon shows in the relative error.
 BOUNDS = Bounds(relative_error=2e-5, max_abs=5e-4)

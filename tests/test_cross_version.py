@@ -15,6 +15,9 @@ from tests.media import image as sample_image
 from tests.models import as_packing, dense_model
 
 
+pytestmark = [pytest.mark.long, pytest.mark.once]
+
+
 # Runs under either major. The package is made unimportable, so the folder's own code is what runs.
 LOAD_AND_RUN = """
 import sys

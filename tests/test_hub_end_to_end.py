@@ -21,6 +21,9 @@ from tests.conversion.publishing.publishable import converted_folder, sha256_of,
 from tests.loopback_hub import LoopbackHub
 
 
+pytestmark = pytest.mark.long
+
+
 ROOT = Path(__file__).resolve().parents[1]
 TOKEN = "hf_writer"
 REPOS = {"dense": "user/llava.vit-dense", "packing": "user/llava.vit-packing"}

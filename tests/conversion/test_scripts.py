@@ -21,6 +21,9 @@ from tests.conversion.scripts import run_script
 from tests.conversion.weights import peaked_state_dict, tiny_config
 
 
+pytestmark = pytest.mark.long
+
+
 CONFIG = tiny_config(patch_size=14)
 HURRY = ("--time_budget", "0.05")
 

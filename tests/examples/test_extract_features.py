@@ -50,6 +50,7 @@ def test_every_sample_is_that_of_the_model_alone(models, many_files, many_featur
             assert len(record["frame_indices"]) == 8 and record["temporal_positions"][-1] == 63
 
 
+@pytest.mark.long
 def test_two_processes_give_the_same_as_one(many_arguments, many_features, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
@@ -89,6 +90,8 @@ write_atomically(Path(sys.argv[1]).with_name("00099.safetensors"), lambda stream
 """
 
 
+@pytest.mark.long
+@pytest.mark.once
 def test_a_killed_run_continues_to_the_same_features(many_arguments, many_features, tmp_path, capsys):
     arguments = [*map(str, many_arguments), "--output_dir", str(tmp_path), "--device", "cpu"]
     command = [REAL, str(EXAMPLES / "extract_features.py"), *arguments]
@@ -250,6 +253,8 @@ class VideoReader:
 """
 
 
+@pytest.mark.long
+@pytest.mark.once
 def test_a_decoder_that_hangs_or_crashes_costs_one_video(models, four_files, tmp_path):
     (tmp_path / "stub").mkdir()
     (tmp_path / "stub" / "decord.py").write_text(HANGING_DECODER)
@@ -267,6 +272,8 @@ def test_a_decoder_that_hangs_or_crashes_costs_one_video(models, four_files, tmp
     assert hang["id"] == "hang.mp4" and "longer than 2 seconds" in hang["error"]
 
 
+@pytest.mark.long
+@pytest.mark.once
 def test_no_process_outlives_a_killed_run(models, four_files, tmp_path):
     psutil = pytest.importorskip("psutil")
     for index in range(300):

@@ -235,6 +235,8 @@ def test_through_the_hub(four_features, mine, tmp_path):
         assert len(hub.matching("POST", "/commit/")) == 2
 
 
+@pytest.mark.long
+@pytest.mark.once
 def test_the_other_transformers_version_gives_the_same(four_arguments, four_features, other_python, tmp_path, verify):
     command = [other_python, EXAMPLES / "extract_features.py", *four_arguments, "--output_dir", tmp_path]
     result = subprocess.run(

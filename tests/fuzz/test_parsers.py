@@ -39,6 +39,8 @@ def test_mutants(name, tmp_path):
     assert not tally.findings, "\n".join(tally.findings.values())
 
 
+@pytest.mark.long
+@pytest.mark.once
 @pytest.mark.skipif(not guided(), reason="atheris is not installed")
 @pytest.mark.parametrize("name", GUIDED)
 def test_guided_by_coverage(name):
@@ -47,6 +49,8 @@ def test_guided_by_coverage(name):
     assert not tally["findings"], tally["findings"]
 
 
+@pytest.mark.long
+@pytest.mark.once
 @pytest.mark.parametrize("engine", ["blind", "guided"])
 def test_a_planted_defect_is_found(engine):
     """A toy parser that fails only on three nested conditions; blind mutants fail on its first."""

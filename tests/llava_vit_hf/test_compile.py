@@ -16,6 +16,9 @@ from llava_vit_hf.grid_llava_vit import cumulative_lengths, grid_positions
 from tests.models import as_packing, dense_model, random_pixels
 
 
+pytestmark = pytest.mark.long
+
+
 needs_compiler = pytest.mark.skipif(
     shutil.which("g++") is None and shutil.which("clang++") is None, reason="torch.compile needs a C++ compiler"
 )

@@ -204,6 +204,8 @@ def test_folder_loads_by_remote_code(tmp_path):
     run(sys.executable, LOAD, tmp_path / "here", folder=tmp_path)
 
 
+@pytest.mark.long
+@pytest.mark.once
 def test_folders_load_across_majors_with_equal_outputs(other_python, tmp_path):
     outputs = {}
     for loader_name, loader in (("this", sys.executable), ("other", other_python)):

@@ -176,6 +176,8 @@ def conversion(backbone: Path, output: Path, *arguments) -> tuple:
     return ("convert_llava_vit_to_hf.py", "auto", backbone, *heads, "--output_dir", output, *arguments)
 
 
+@pytest.mark.long
+@pytest.mark.once
 def test_two_conversions_into_one_folder(backbone, tmp_path):
     """The second is refused while the first is at work, `--overwrite` or not; the first ends well."""
     output = tmp_path / "out"
@@ -196,6 +198,8 @@ def test_two_conversions_into_one_folder(backbone, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.long
+@pytest.mark.once
 def test_a_conversion_after_a_killed_one(backbone, tmp_path):
     output = tmp_path / "out"
     killed = start(command(*conversion(backbone, output, "--time_budget", 0.05)))
@@ -244,6 +248,8 @@ def extraction(base: Path, output: Path) -> list[str]:
     return [*map(str, arguments), "--shard_size", "2", "--device", "cpu", "--workers", "1"]
 
 
+@pytest.mark.long
+@pytest.mark.once
 def test_two_extractions_into_one_folder(folders, tmp_path, capsys):
     """The second is refused while the first is at work, `--overwrite` or not; the features are those of one run."""
     output = tmp_path / "features"
@@ -304,6 +310,7 @@ def loading_environment(cache: Path) -> dict[str, str]:
     return commands.environment(HF_HOME=str(cache), HF_MODULES_CACHE=str(cache / "modules"), HF_HUB_OFFLINE="1")
 
 
+@pytest.mark.long
 def test_processes_share_a_filled_cache(folders, tmp_path):
     """One goes first, as the example scripts do it; then any number load at once."""
     environment = loading_environment(tmp_path / "cache")

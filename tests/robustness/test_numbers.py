@@ -238,6 +238,8 @@ class TestFloat16:
 
 
 class TestLargePacks:
+    @pytest.mark.long
+    @pytest.mark.once
     def test_a_pack_of_100_000_tokens(self, encoders, monkeypatch):
         """Boundaries beyond 65,536 and positions beyond 256, where bfloat16 has no odd integers any more."""
         oracle, model = encoders

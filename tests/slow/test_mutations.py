@@ -16,6 +16,7 @@ from tests.slow.mutations import MUTATIONS, Mutation
 CONFIG = SourceConfig(hidden_size=64, num_attention_heads=2, num_hidden_layers=2, intermediate_size=64, patch_size=14)
 # Those of the quick suite: one each in the tables, the encoder and the processor.
 QUICK = ("qkv_order", "rope_rotates_halves", "bgr")
+MARKS = (pytest.mark.long, pytest.mark.once)
 TREES = ("conversion", "llava_vit_hf", "hub_configs")
 
 
@@ -51,7 +52,7 @@ def convert(root, weights, output, layout):
 
 @pytest.mark.parametrize(
     "mutation",
-    [pytest.param(m, marks=() if m.name in QUICK else pytest.mark.slow, id=m.name) for m in MUTATIONS],
+    [pytest.param(m, marks=MARKS if m.name in QUICK else pytest.mark.slow, id=m.name) for m in MUTATIONS],
 )
 def test_fault_is_caught(tmp_path, weights, caught, mutation):
     plant(mutation, tmp_path / "tree")

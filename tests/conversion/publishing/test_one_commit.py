@@ -88,6 +88,7 @@ def test_a_pull_request_is_opened_only_for_a_change(hub, folder):
     assert len(hub.repo(REPO).discussions) == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "fault",
     [

@@ -170,6 +170,7 @@ def test_file_that_changes_while_being_published_is_refused(folder):
         HubClient().commit(REPO, "main", "0" * 40, [file], [], "message")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "fault",
     [

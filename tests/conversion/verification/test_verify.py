@@ -60,6 +60,7 @@ def cases(report: dict, result: str) -> set:
     return {case["name"] for case in report["cases"] if case["result"] == result}
 
 
+@pytest.mark.long
 def test_a_right_dense_model_passes_in_bfloat16_and_shards(tmp_path, weights):
     folder = convert(weights, tmp_path / "out", dtype="bfloat16", max_shard_size="100KB")
     report = verify(folder, weights)
@@ -79,6 +80,8 @@ def test_a_right_dense_model_passes_in_bfloat16_and_shards(tmp_path, weights):
     assert all(margin["fault"] > 10 * margin["model"] for margin in report["margins"].values())
 
 
+@pytest.mark.long
+@pytest.mark.once
 def test_flat_weights_are_decided_on_peaked_ones(tmp_path):
     generator = torch.Generator().manual_seed(0)
     flat = {
@@ -97,6 +100,7 @@ def test_flat_weights_are_decided_on_peaked_ones(tmp_path):
     assert all(control["detected"] for control in report["controls"])
 
 
+@pytest.mark.long
 def test_changed_weights_code_and_epsilon_fail_and_are_located(tmp_path, weights):
     folder = convert(weights, tmp_path / "out", "packing")
     stored = load_file(folder / "model.safetensors")
@@ -116,6 +120,7 @@ def test_changed_weights_code_and_epsilon_fail_and_are_located(tmp_path, weights
         check_verdict(report, "x")
 
 
+@pytest.mark.long
 def test_a_folder_that_cannot_run_is_an_error_with_its_last_words(tmp_path, weights):
     folder = convert(weights, tmp_path / "out")
     code = folder / "modeling_llava_vit.py"
@@ -144,6 +149,8 @@ runpy.run_module("conversion.verification.worker", run_name="__main__")
 """
 
 
+@pytest.mark.long
+@pytest.mark.once
 def test_weights_are_opened_once_in_each_process(tmp_path, weights, monkeypatch):
     parent, worker, inferred = [], tmp_path / "log", []
 
@@ -284,6 +291,8 @@ def test_epsilons_are_compared_by_value(tmp_path):
     assert len(notes) == 2
 
 
+@pytest.mark.long
+@pytest.mark.once
 def test_verify_model_repeats_confirms_and_denies(tmp_path, weights, capsys):
     folder = convert(weights, tmp_path / "out")
     arguments = [str(folder), "--time_budget", str(HURRY)]
