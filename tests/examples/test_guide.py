@@ -13,6 +13,7 @@ import pytest
 from tests.examples.commands import EXAMPLES, ROOT, environment
 from tests.loopback_hub import LoopbackHub
 
+
 # A conversion verifies the biggest pack that fits its time budget.
 HURRIED_PYTHON = """#!/bin/sh
 case "$1" in conversion/convert_*) set -- "$@" --time_budget 0.05 ;; esac
