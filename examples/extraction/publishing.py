@@ -14,8 +14,9 @@ VERIFICATION_FOLDER = "verification"
 # What a run consists of; nothing else in the folder is published.
 PUBLISHED = (
     *("metadata.json", "features_hf.npz", "features_packing.npz", "report.json", "report.txt"),
-    *("index.jsonl", "index.parquet", "failures.jsonl", "shards/*.safetensors", "shards/*.npz", "shards/*.jsonl"),
-    "pictures/report.html",
+    *("index.jsonl", "index.parquet", "failures.jsonl", "pictures/report.html"),
+    # Not what a killed run was writing, `.partial-*`.
+    *("shards/[!.]*.safetensors", "shards/[!.]*.npz", "shards/[!.]*.jsonl"),
 )
 _PATH_FIELDS = ("path", "source", "_name_or_path")
 

@@ -217,12 +217,12 @@ def measure_kills(options: argparse.Namespace, model: Path, files: list[str]) ->
     for kill in range(options.kills):
         process = subprocess.Popen(extraction(model, options.folder / "inputs", output), env=environment())
         goal = (kill + 1) * (len(files) // 64) // (options.kills + 1)
-        while len(list(output.glob("shards/*.jsonl"))) < goal and process.poll() is None:
+        while len(list(output.glob("shards/[!.]*.jsonl"))) < goal and process.poll() is None:
             time.sleep(0.05)
         time.sleep(chance.uniform(0, 3))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        complete.append(len(list(output.glob("shards/*.jsonl"))))
+        complete.append(len(list(output.glob("shards/[!.]*.jsonl"))))
     subprocess.run(extraction(model, options.folder / "inputs", output), env=environment(), check=True)
     return {
         "complete_shards_at_kills": complete,

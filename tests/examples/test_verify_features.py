@@ -164,7 +164,11 @@ def test_many_inputs_compare_by_layer(many_features, tmp_path, verify):
 
 def test_publishing_replaces_a_run_and_hides_paths(many_features, mine, four_files, tmp_path):
     target = tmp_path / "model" / "verification"
+    partial = many_features / "shards" / ".partial-00000.safetensors"
+    partial.write_bytes(b"of a killed run")
     publish(many_features, str(tmp_path / "model"))
+    partial.unlink()
+    assert not list((tmp_path / "model").rglob(".*"))
     assert contents(target).keys() == contents(many_features).keys()
     (target / "notes.md").write_text("kept")
     publish(mine, str(tmp_path / "model"))

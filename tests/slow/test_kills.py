@@ -16,6 +16,7 @@ from conversion.common.model_folder import read_model_folder
 from conversion.source.peaked_weights import peaked_state_dict
 from tests.conversion.scripts import command, convert_script, run_script
 from tests.conversion.weights import tiny_config
+from tests.warm_python import REAL
 
 
 pytestmark = pytest.mark.slow
@@ -38,7 +39,8 @@ def test_killed_at_random_moments(tmp_path, capsys):
         moment = generator.uniform(0, duration)
         started = time.monotonic()
         process = subprocess.Popen(
-            command(convert_script("dense"), *arguments, *(["--overwrite"] if overwrite else [])),
+            # The interpreter itself, so that what is killed is gone at once and its workers can be told by their names.
+            [REAL, *command(convert_script("dense"), *arguments, *(["--overwrite"] if overwrite else []))[1:]],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
