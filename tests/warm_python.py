@@ -40,8 +40,8 @@ import json, os, signal, socket, sys
 
 real, server, stand_in = sys.argv[1:4]
 given = sys.argv[4:]
-unbuffered = given[:1] == ["-u"]
-rest = given[unbuffered:]
+flags = [flag for flag in given[:2] if flag in ("-B", "-u")]
+rest = given[len(flags):] if flags == given[:len(flags)] else given
 known = ("PYTHONPATH", "PYTHONUNBUFFERED", "PYTHONDONTWRITEBYTECODE", "PYTHONHASHSEED")
 other = [name for name in os.environ if name.startswith("PYTHON") and name not in known]
 simple = rest and (rest[0] in ("-c", "-m") or rest[0][0] != "-") and "resource_tracker" not in " ".join(rest[:2])
@@ -52,7 +52,7 @@ inherited = [number for number in map(int, os.listdir("/proc/self/fd")) if os.pa
 connection = socket.socket(socket.AF_UNIX)
 connection.connect(server)
 job = {"arguments": rest, "environment": dict(os.environ), "folder": os.getcwd(), "executable": stand_in}
-job |= {"umask": os.umask(0), "pid": os.getpid(), "unbuffered": unbuffered, "numbers": inherited}
+job |= {"umask": os.umask(0), "pid": os.getpid(), "flags": flags, "numbers": inherited}
 os.umask(job["umask"])
 message = json.dumps(job).encode()
 socket.send_fds(connection, [len(message).to_bytes(8, "big")], inherited)
@@ -191,7 +191,8 @@ def run(job: dict) -> None:
     multiprocessing.set_executable(sys.executable)
     # What the server's own tracker is reached by is closed.
     multiprocessing.resource_tracker._resource_tracker.__init__()
-    if job["unbuffered"] or "PYTHONUNBUFFERED" in os.environ:
+    sys.dont_write_bytecode = "-B" in job["flags"] or "PYTHONDONTWRITEBYTECODE" in os.environ
+    if "-u" in job["flags"] or "PYTHONUNBUFFERED" in os.environ:
         sys.stdout.reconfigure(write_through=True)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
     numpy.random.seed()

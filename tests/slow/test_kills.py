@@ -39,7 +39,7 @@ def test_killed_at_random_moments(tmp_path, capsys):
         moment = generator.uniform(0, duration)
         started = time.monotonic()
         process = subprocess.Popen(
-            # The interpreter itself, so that what is killed is gone at once and its workers can be told by their names.
+            # The interpreter itself: what is killed is gone at once, and its workers can be told by their names.
             [REAL, *command(convert_script("dense"), *arguments, *(["--overwrite"] if overwrite else []))[1:]],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
