@@ -57,7 +57,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=DEFAULT_TIME_BUDGET,
         metavar="SECONDS",
-        help=f"the verification's biggest pack shrinks to fit (default {DEFAULT_TIME_BUDGET:g})",
+        help=f"the verification's biggest pack shrinks to fit, nothing else (default {DEFAULT_TIME_BUDGET:g})",
     )
 
 

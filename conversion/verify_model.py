@@ -44,7 +44,13 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_attention_heads", type=int, help="of the source; default: as the folder says")
     parser.add_argument("--revision", help="branch, tag or commit, when the source is a repo id")
     parser.add_argument("--attn_implementation", default="sdpa", help="sdpa (default) or eager")
-    parser.add_argument("--time_budget", type=float, default=DEFAULT_TIME_BUDGET, help="seconds, default 1800")
+    parser.add_argument(
+        "--time_budget",
+        type=float,
+        default=DEFAULT_TIME_BUDGET,
+        metavar="SECONDS",
+        help=f"the biggest pack shrinks to fit, nothing else (default {DEFAULT_TIME_BUDGET:g})",
+    )
     parser.add_argument("--markdown", action="store_true", help="print the whole report")
     parser.add_argument("--write_report", action="store_true", help="replace the folder's report by this one")
     return parser.parse_args(arguments)

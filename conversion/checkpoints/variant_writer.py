@@ -71,7 +71,8 @@ def _card(name: str, source: SourceConfig) -> dict:
     """The card data that lie in the folder, or the usual ones: the words of the name and the norm as tags."""
     path = hub_configs.FOLDER / name / "card.json"
     if path.is_file():
-        card = read_json_object(path)
+        advice = f"Mend it, or remove it and run {hub_configs.WRITE_COMMAND} {name}."
+        card = read_json_object(path, advice=advice)
         check_shape(card, {"license": str, "base_model": (str, type(None)), "tags": [str]}, path)
         if unknown := sorted(card.keys() - set(CARD_FIELDS)):
             raise ValueError(f"{path} has unknown fields: {', '.join(unknown)}. Expected {', '.join(CARD_FIELDS)}.")

@@ -89,6 +89,7 @@ def failure(action: str, error: BaseException, advice: str = "Try again when the
         parts.append(said)
     # The client says itself how to leave its offline mode.
     if not isinstance(error, OfflineModeIsEnabled):
+        parts[-1] += "" if parts[-1].endswith((".", "!", "?")) else "."
         parts.append(ADVICE.get(status, advice))
     text = " ".join(" ".join(parts).split())
     token = get_token()

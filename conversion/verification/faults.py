@@ -31,6 +31,13 @@ class Fault:
     plant: Callable | None = None
     leak: bool = False
 
+    def __post_init__(self):
+        # At import: later, a typing error would look like a model folder that does not run.
+        for field, known in (("kind", tuple(DTYPE_OF_KIND)), ("case", (IMAGE, VIDEO, LEAK_CASE.name))):
+            if getattr(self, field) not in known:
+                found = getattr(self, field)
+                raise ValueError(f"fault {self.name}: {field}={found!r}, expected one of {', '.join(known)}.")
+
 
 DTYPE_OF_KIND = {"structural": "float32", "numeric": "float64"}
 

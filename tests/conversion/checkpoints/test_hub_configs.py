@@ -58,14 +58,18 @@ def differences(name: str) -> list[str]:
         return [str(error)]
     folder = hub_configs.FOLDER / name
     there = {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
-    advice = f"Run: {WRITE_COMMAND} {name}"
+    advice = f"If dense/config.json is right, run: {WRITE_COMMAND} {name}"
     found = [f"{folder.name}/{path} is no file of a variant. Remove it." for path in sorted(there.keys() - files)]
     found += [f"{folder.name}/{path} is missing. {advice}" for path in sorted(files.keys() - there)]
     for path in sorted(files.keys() & there):
         if there[path] != files[path]:
             lies, written = json.loads(there[path]), json.loads(files[path])
-            fields = sorted(key for key in lies.keys() | written.keys() if lies.get(key) != written.get(key))
-            what = f"differs in {', '.join(fields)}" if fields else "is formatted otherwise"
+            fields = [
+                f"{key} {lies.get(key)} for {written.get(key)}"
+                for key in sorted(lies.keys() | written.keys())
+                if lies.get(key) != written.get(key)
+            ]
+            what = f"has {', '.join(fields)}, by dense/config.json" if fields else "is formatted otherwise"
             found.append(f"{folder.name}/{path} {what}. {advice}")
     return found
 
@@ -116,7 +120,8 @@ def test_a_variant_is_written_again_from_its_edited_dense_config(folder):
     config = read_config(small.name, "dense")
     (small / "dense" / "config.json").write_text(json.dumps(config | {"patch_size": 8, "layer_norm_eps": 1e-6}))
     (small / "card.json").write_text('{\n  "license": "mit",\n  "base_model": "a/b",\n  "tags": []\n}\n')
-    assert "packing/preprocessor_config.json differs in patch_size. Run: " in "\n".join(differences(small.name))
+    says = "packing/preprocessor_config.json has patch_size 16 for 8, by dense/config.json. If "
+    assert says in "\n".join(differences(small.name))
     assert hub_configs.main(["--write", small.name]) == 0
     assert differences(small.name) == []
     assert read_config(small.name, "packing")["layer_norm_eps"] == 1e-6
@@ -129,10 +134,11 @@ def test_what_differs_is_named_with_the_command(folder):
     (small / "packing" / "config.json").unlink()
     (small / "notes.txt").touch()
     (small / "card.json").write_text(json.dumps(read_card_data(small.name)))
+    advice = f"If dense/config.json is right, run: {WRITE_COMMAND} llava_vit_small_ln"
     assert differences(small.name) == [
         "llava_vit_small_ln/notes.txt is no file of a variant. Remove it.",
-        f"llava_vit_small_ln/packing/config.json is missing. Run: {WRITE_COMMAND} llava_vit_small_ln",
-        f"llava_vit_small_ln/card.json is formatted otherwise. Run: {WRITE_COMMAND} llava_vit_small_ln",
+        f"llava_vit_small_ln/packing/config.json is missing. {advice}",
+        f"llava_vit_small_ln/card.json is formatted otherwise. {advice}",
     ]
     shutil.copytree(FOLDER / "llava_vit_small_ln", folder / "llava_vit_copy")
     assert "llava_vit_copy has the sizes and norm of llava_vit_small_ln" in differences("llava_vit_copy")[0]

@@ -507,7 +507,7 @@ def test_offline_says_how_to_leave_it_and_once(monkeypatch):
     refused = ConnectionError("[Errno 111] Connection refused")
     refused.__cause__ = OSError("[Errno 111] Connection refused")
     text = str(failure("Looking up it", refused))
-    assert text.count("Connection refused") == 1 and text.endswith("Try again when the Hub can be reached.")
+    assert text.count("Connection refused") == 1 and text.endswith(". Try again when the Hub can be reached.")
     assert "what was uploaded is not sent again" in str(failure("Committing", refused, UPLOAD_AGAIN))
 
 
