@@ -52,6 +52,10 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output folder")
     parser.add_argument("--revision", help="branch, tag or commit, when the weights are a repo id")
     parser.add_argument("--skip_verification", action="store_true", help="write the folder without checking it")
+    add_time_budget(parser)
+
+
+def add_time_budget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--time_budget",
         type=float,

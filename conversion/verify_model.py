@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from conversion.checkpoints.checkpoint import CheckpointError  # noqa: E402
 from conversion.checkpoints.hub_configs import variant_names  # noqa: E402
 from conversion.checkpoints.source_config import read_source  # noqa: E402
+from conversion.command_line import add_time_budget  # noqa: E402
 from conversion.common.arguments import ArgumentParser  # noqa: E402
 from conversion.common.report_schema import PASS, REPORT_FILE  # noqa: E402
 from conversion.verification.report import (  # noqa: E402
@@ -29,7 +30,6 @@ from conversion.verification.report import (  # noqa: E402
     write_report,
 )
 from conversion.verification.verify import (  # noqa: E402
-    DEFAULT_TIME_BUDGET,
     VerificationError,
     VerificationRequest,
     verify_folder,
@@ -44,13 +44,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--num_attention_heads", type=int, help="of the source; default: as the folder says")
     parser.add_argument("--revision", help="branch, tag or commit, when the source is a repo id")
     parser.add_argument("--attn_implementation", default="sdpa", help="sdpa (default) or eager")
-    parser.add_argument(
-        "--time_budget",
-        type=float,
-        default=DEFAULT_TIME_BUDGET,
-        metavar="SECONDS",
-        help=f"the biggest pack shrinks to fit, nothing else (default {DEFAULT_TIME_BUDGET:g})",
-    )
+    add_time_budget(parser)
     parser.add_argument("--markdown", action="store_true", help="print the whole report")
     parser.add_argument("--write_report", action="store_true", help="replace the folder's report by this one")
     return parser.parse_args(arguments)

@@ -53,10 +53,14 @@ def text_of(document: str) -> str:
     return (ROOT / document).read_text(encoding="utf-8")
 
 
+def code_blocks(document: str) -> list[tuple[str, str]]:
+    """`(language, code)` of every block."""
+    return re.findall(r"^ *```(\w*)\n(.*?)^ *```$", text_of(document), re.DOTALL | re.MULTILINE)
+
+
 def blocks(document: str, *languages: str) -> list[str]:
     """The code of a document's blocks in one of these languages."""
-    found = re.findall(r"^ *```(\w*)\n(.*?)^ *```$", text_of(document), re.DOTALL | re.MULTILINE)
-    return [code for language, code in found if language in languages]
+    return [code for language, code in code_blocks(document) if language in languages]
 
 
 def commands(document: str) -> list[list[str]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from tests.test_supply_chain import DISTRIBUTIONS, ROOT, requirements
+from tests.test_supply_chain import DISTRIBUTIONS, ROOT, requirements, top_level_imports
 
 
 pytestmark = pytest.mark.once
@@ -26,17 +26,8 @@ BUILT_FROM += ("requirements.txt", "requirements-dev.txt", "constraints.txt", "S
 
 
 def needed_imports(tree: ast.AST) -> set[str]:
-    """First parts of the names that importing or calling a file needs: all but those inside `try:`."""
-    names = set()
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.Try):
-            continue
-        if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and not node.level:
-            names.add(node.module.split(".")[0])
-        names |= needed_imports(node)
-    return names
+    """First parts of the names that importing or calling a file needs."""
+    return top_level_imports(tree, tried=False)
 
 
 def canonical(lines) -> set[str]:

@@ -33,21 +33,28 @@ def bound(requirement: Requirement, *operators: str) -> Version | None:
     return found[0] if found else None
 
 
-def top_level_imports(path: Path) -> set[str]:
-    """First parts of the names that a file imports anywhere, without relative imports."""
+def top_level_imports(tree: ast.AST, tried: bool = True) -> set[str]:
+    """First parts of the names that a file imports anywhere, without relative imports.
+
+    Args:
+        tried: also those inside `try:`, which the file can do without.
+    """
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and not node.level:
             names.add(node.module.split(".")[0])
+        if tried or not isinstance(node, ast.Try):
+            names |= top_level_imports(node, tried)
     return names
 
 
 def undeclared(paths, declared: set[str]) -> set[str]:
     """Distributions that files import and that nobody asked for."""
     own = {"llava_vit_hf", "conversion", "examples"}
-    found = set().union(*map(top_level_imports, paths)) - set(sys.stdlib_module_names) - own
+    found = set().union(*(top_level_imports(ast.parse(path.read_text("utf-8"))) for path in paths))
+    found -= set(sys.stdlib_module_names) | own
     return {DISTRIBUTIONS.get(name, name) for name in found} - declared - OPTIONAL
 
 

@@ -34,8 +34,7 @@ class Fault:
     def __post_init__(self):
         # At import: later, a typing error would look like a model folder that does not run.
         for field, known in (("kind", tuple(DTYPE_OF_KIND)), ("case", (IMAGE, VIDEO, LEAK_CASE.name))):
-            if getattr(self, field) not in known:
-                found = getattr(self, field)
+            if (found := getattr(self, field)) not in known:
                 raise ValueError(f"fault {self.name}: {field}={found!r}, expected one of {', '.join(known)}.")
 
 

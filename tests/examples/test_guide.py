@@ -12,6 +12,7 @@ import pytest
 
 from tests.examples.commands import EXAMPLES, ROOT, environment
 from tests.loopback_hub import LoopbackHub
+from tests.test_documents import code_blocks
 
 
 # A conversion verifies the biggest pack that fits its time budget.
@@ -24,16 +25,9 @@ exec {python} -m accelerate.commands.accelerate_cli "$@"
 """
 
 
-def code_blocks(guide: str) -> list[tuple[str, str]]:
-    """`(language, code)` of every block."""
-    return re.findall(
-        r"^```(\w+)\n(.*?)^```$", (EXAMPLES / guide).read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )
-
-
 def test_both_languages_give_the_same_commands():
-    english = code_blocks("README.md")
-    assert len(english) >= 10 and english == code_blocks("README_zh.md")
+    english = code_blocks("examples/README.md")
+    assert len(english) >= 10 and english == code_blocks("examples/README_zh.md")
     headings = [
         re.findall(r"^## ", (EXAMPLES / name).read_text(encoding="utf-8"), re.MULTILINE)
         for name in ("README.md", "README_zh.md")
@@ -112,7 +106,7 @@ def test_every_command_runs(clone, tmp_path):
         variables["PATH"] = f"{commands_of(tmp_path / 'bin')}:{variables['PATH']}"
         # The requirements are there: pip says so, and can fetch nothing.
         variables |= {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-        output = run_blocks(code_blocks("README.md"), clone, variables)
+        output = run_blocks(code_blocks("examples/README.md"), clone, variables)
     assert "FAIL" not in output
     assert "made from the same: PASS" in output
     assert "2 samples" in output and output.count("4 samples") >= 2

@@ -14,7 +14,7 @@ from tests.slow.mutations import MUTATIONS, Mutation
 
 # As many weights in as out of the MLP, so that shapes cannot tell the two apart.
 CONFIG = SourceConfig(hidden_size=64, num_attention_heads=2, num_hidden_layers=2, intermediate_size=64, patch_size=14)
-# Those of the quick suite: one each in the tables, the encoder and the processor.
+# Those that `make test` runs too: one each in the tables, the encoder and the processor.
 QUICK = ("qkv_order", "rope_rotates_halves", "bgr")
 MARKS = (pytest.mark.long, pytest.mark.once)
 TREES = ("conversion", "llava_vit_hf", "hub_configs")
