@@ -40,24 +40,27 @@ from examples.extraction.shards import FAILURES_FILE, FORMATS  # noqa: E402
 
 
 PAIRED = ("hf_model_path", *INPUT_NAMES)
+ONLY_PAIRED = (*PAIRED, "hf_revision")
 
 
 def build_parser() -> ArgumentParser:
     """The command line's arguments."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--packing_model_path", required=True, help="packing model folder or repo")
+    parser.add_argument("--packing_model_path", required=True, help="packing model folder, or repo (user/name@revision)")
     parser.add_argument("--num_frames", type=int, help="frames sampled from each video (default 8)")
     parser.add_argument("--output_dir", type=Path, default=Path("features"))
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="that the models compute in (default float32)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, ... (default: cpu for four files, else Accelerate's)")
     parser.add_argument("--attn_implementation", help="sdpa, eager or flash_attention_2 (default sdpa)")
-    parser.add_argument("--revision", help="commit of the model repos, when they are on the Hub")
+    parser.add_argument("--packing_revision", help="commit or tag of --packing_model_path, when it is a repo")
+    parser.add_argument("--revision", help="of both repos, where they are not pinned by user/name@revision or apart")
     parser.add_argument("--publish", metavar="REPO_ID", help="store the run in verification/ of this repo or folder")
     parser.add_argument("--create_pr", action="store_true", help="publish as a pull request")
     add_sample_limits(parser)
 
     paired = parser.add_argument_group("four files, both models")
-    paired.add_argument("--hf_model_path", help="dense model folder or repo")
+    paired.add_argument("--hf_model_path", help="dense model folder, or repo (user/name@revision)")
+    paired.add_argument("--hf_revision", help="commit or tag of --hf_model_path, when it is a repo")
     for name in INPUT_NAMES:
         paired.add_argument(f"--{name}", type=Path)
     paired.add_argument(
@@ -102,7 +105,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         if missing:
             parser.error(f"the following arguments are required: {', '.join(missing)} (or --inputs)")
     else:
-        given = [f"--{name}" for name in PAIRED if getattr(options, name) is not None]
+        given = [f"--{name}" for name in ONLY_PAIRED if getattr(options, name) is not None]
         if given:
             parser.error(f"--inputs goes with --packing_model_path alone, found also {', '.join(given)}")
     return options

@@ -23,6 +23,16 @@ PROCESSOR_CONFIGS = ("preprocessor_config.json", "processor_config.json")
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 CARD = "README.md"
+# What both majors write into a processor's configuration without an effect on pixels.
+_NOT_SETTINGS = (
+    "auto_map",
+    "processor_class",
+    "image_processor_type",
+    "feature_extractor_type",
+    "_valid_processor_keys",
+    "max_image_pixels",
+    "max_frames",
+)
 LAYOUTS = {"llava_vit": "dense", "llava_vit_packing": "packing"}
 
 _RELATIVE_IMPORT = re.compile(r"^[ \t]*(?:from[ \t]+\.(\w+)[ \t]+import|import[ \t]+\.(\w+))", re.MULTILINE)
@@ -193,6 +203,12 @@ def content_name(folder: ModelFolder) -> str:
     named = {**folder.files, **{name: file for name, file in folder.reports.items() if name == REPORT_FILE}}
     lines = "".join(f"{file.sha256} {name}\n" for name, file in sorted(named.items()))
     return f"{'un' * (folder.unverified is not None)}verified-{hashlib.sha256(lines.encode()).hexdigest()[:12]}"
+
+
+def processor_sha256(settings: dict) -> str:
+    """SHA-256 of what a `preprocessor_config.json` says about pixels, in whatever order and by whichever major."""
+    kept = {name: value for name, value in settings.items() if name not in _NOT_SETTINGS}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()
 
 
 def read_json(

@@ -17,6 +17,7 @@ from datetime import timedelta
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
 from transformers import AutoConfig, AutoModel, AutoProcessor
 
@@ -25,7 +26,14 @@ from examples.extraction.feature_sets import METADATA_FILE
 from examples.extraction.files import exclusive, read_json, write_json
 from examples.extraction.inputs import Item, collect_inputs, inputs_digest
 from examples.extraction.packing_plan import pack_inputs, plan_packs
-from examples.extraction.provenance import check_model_path, describe_device, describe_model, versions
+from examples.extraction.provenance import (
+    LocatedModel,
+    check_model_name,
+    describe_device,
+    describe_model,
+    locate_model,
+    versions,
+)
 from examples.extraction.requests import BulkRequest
 from examples.extraction.shards import (
     FAILURES_FILE,
@@ -188,23 +196,31 @@ def _fail(writer: ShardWriter, item: Item, error: str, request: BulkRequest, pro
     progress.add(failures=1)
 
 
-def _load(request: BulkRequest, device: torch.device):
-    loading = {"trust_remote_code": True, "revision": request.revision}
-    processor = AutoProcessor.from_pretrained(request.packing_model_path, **loading)
+def _locate(request: BulkRequest, state: PartialState) -> LocatedModel:
+    """The model, of a repo the same commit on all processes: a branch may move while they start."""
+    located = locate_model("packing_model_path", *request.packing_model) if state.is_main_process else None
+    (main,) = broadcast_object_list([located])
+    if state.is_main_process or main.commit is None:
+        return main
+    return replace(locate_model("packing_model_path", main.name, main.commit), revision=main.revision)
+
+
+def _load(located: LocatedModel, request: BulkRequest, device: torch.device):
+    processor = AutoProcessor.from_pretrained(located.name, **located.loading)
     if "grid_thw" not in processor.model_input_names:
         raise ValueError(
-            f"--packing_model_path {request.packing_model_path}: this is a dense model; inputs of many sizes need a "
+            f"--packing_model_path {located.name}: this is a dense model; inputs of many sizes need a "
             "packing one. conversion/convert_vit_preview_v0_hf_to_packing.py makes it from the dense folder."
         )
-    check_layers(request.layers, AutoConfig.from_pretrained(request.packing_model_path, **loading))
+    check_layers(request.layers, AutoConfig.from_pretrained(located.name, **located.loading))
     dtype = getattr(torch, request.dtype)
     model = AutoModel.from_pretrained(
-        request.packing_model_path, dtype=dtype, attn_implementation=request.attn_implementation, **loading
+        located.name, dtype=dtype, attn_implementation=request.attn_implementation, **located.loading
     )
     return model.to(device).eval(), processor
 
 
-def describe_run(model, items: list[Item], request: BulkRequest) -> dict:
+def describe_run(model, located: LocatedModel, items: list[Item], request: BulkRequest) -> dict:
     """Everything that the features depend on. A run only continues if it is all the same."""
     return {
         "feature": f"hidden_states{json.dumps(request.layers)}",
@@ -220,7 +236,7 @@ def describe_run(model, items: list[Item], request: BulkRequest) -> dict:
         "video_backend": request.video_backend,
         **describe_device(model.device),
         "versions": versions(),
-        "models": {"packing": describe_model(model, request.packing_model_path, request.revision)},
+        "models": {"packing": describe_model(model, located)},
     }
 
 
@@ -265,7 +281,7 @@ def extract_many(request: BulkRequest) -> dict[str, int] | None:
         OSError: if the model cannot be had.
         RuntimeError: if a pack does not fit in memory, or no reading process starts.
     """
-    check_model_path("packing_model_path", request.packing_model_path)
+    check_model_name("packing_model_path", request.packing_model[0])
     on_cpu = request.device == "cpu"
     state = PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
     device = torch.device(request.device) if request.device and state.num_processes == 1 else state.device
@@ -276,14 +292,15 @@ def extract_many(request: BulkRequest) -> dict[str, int] | None:
         import_pyarrow()
     start_server()
     items = collect_inputs([str(entry) for entry in request.inputs], request.num_frames, request.file_limits)
+    located = _locate(request, state)
     # One process at a time: transformers copies the model's code into a cache that they share.
     with state.local_main_process_first():
-        model, processor = _load(request, device)
+        model, processor = _load(located, request, device)
     with ExitStack() as held:
         if state.is_main_process:
             # Held by the one process for all of its run's.
             held.enter_context(exclusive(request.output_dir))
-            _prepare_folder(describe_run(model, items, request), request)
+            _prepare_folder(describe_run(model, located, items, request), request)
         state.wait_for_everyone()
 
         all_shards = cut_into_shards(items, request.shard_size)
@@ -294,9 +311,7 @@ def extract_many(request: BulkRequest) -> dict[str, int] | None:
         encoder = Encoder(
             model, processor, list(request.layers), request.pack_tokens, getattr(torch, request.saved_dtype)
         )
-        decoding = DecodeOptions(
-            request.packing_model_path, request.revision, request.sample_limits, request.video_backend
-        )
+        decoding = DecodeOptions(located.name, located.commit, request.sample_limits, request.video_backend)
         progress = Progress(total, total - left, shown=state.is_main_process)
         if missing:
             with DecoderPool(decoding, request.workers, request.decode_timeout) as pool:

@@ -49,6 +49,8 @@ class DecodeOptions:
     """How files become inputs of the packing model.
 
     Attributes:
+        model_path: folder or repo id of the model.
+        revision: commit of the repo.
         limits: of a sample.
         video_backend: see the processor; `None`: decord, then PyAV.
     """

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from conversion.common.files import write_atomically
+from conversion.common.hub_revision import split_revision
 from examples.extraction.comparisons import Report, compare_features, compare_runs
 from examples.extraction.feature_pictures import heat_colours, patch_errors, principal_components, strip, unpatchify
 from examples.extraction.feature_sets import FeatureSet, is_paired, load_index, load_pair, open_features
@@ -110,7 +111,7 @@ def draw_run(request: DrawingRequest) -> Drawing:
         pages.append(draw(sample, features, reference, inputs))
         save_pictures(pages[-1], place, folder)
     page = render_page(
-        f"Features of {Path(model).name}",
+        f"Features of {_model_name(model)}",
         pages,
         compare(features, reference, request.file_limits),
         environment(features.metadata),
@@ -118,6 +119,11 @@ def draw_run(request: DrawingRequest) -> Drawing:
     )
     write_atomically(folder / REPORT_FILE, lambda stream: stream.write(page.encode()))
     return Drawing(folder / REPORT_FILE, len(shown), len(samples), note)
+
+
+def _model_name(path: str) -> str:
+    """A repo id, or the end of a folder's path: `packing` alone would name many models."""
+    return "/".join(Path(path).parts[-2:])
 
 
 @dataclass(frozen=True)
@@ -140,9 +146,8 @@ class Inputs:
     def __init__(self, model_path: str, request: DrawingRequest):
         from transformers import AutoProcessor
 
-        self._processor = AutoProcessor.from_pretrained(
-            model_path, trust_remote_code=True, revision=request.processor_revision
-        )
+        name, revision = split_revision("--processor", model_path, request.processor_revision)
+        self._processor = AutoProcessor.from_pretrained(name, trust_remote_code=True, revision=revision)
         self._folder, self._limits = request.inputs_dir, request.sample_limits
         self._limits.apply_to_pillow()
 
@@ -232,7 +237,7 @@ def environment(metadata: dict) -> dict:
     facts["device"] = f"{metadata.get('device')} ({metadata.get('device_name')})"
     facts.update(metadata.get("versions", {}))
     for name, model in metadata.get("models", {}).items():
-        facts[f"{name} model"] = f"{Path(model['path']).name}, {model['config'].get('model_type')}"
+        facts[f"{name} model"] = f"{_model_name(model['path'])}, {model['config'].get('model_type')}"
         for file, digest in model["weights_sha256"].items():
             facts[f"{name} {file}"] = f"sha256 {digest}"
     return facts

@@ -16,7 +16,14 @@ from examples.extraction.decoding import pixels_digest
 from examples.extraction.feature_sets import DENSE_FILE, METADATA_FILE, PACKING_FILE
 from examples.extraction.files import exclusive, sha256_of_input, write_json
 from examples.extraction.limits import with_options
-from examples.extraction.provenance import check_model_path, describe_device, describe_model, versions
+from examples.extraction.provenance import (
+    LocatedModel,
+    check_model_name,
+    describe_device,
+    describe_model,
+    locate_model,
+    versions,
+)
 from examples.extraction.requests import PairedRequest
 
 
@@ -34,25 +41,26 @@ def extract_pair(request: PairedRequest) -> Report:
             that do not go together, and a folder that another run is writing.
         OSError: if a model cannot be had.
     """
-    for name in ("packing_model_path", "hf_model_path"):
-        check_model_path(name, getattr(request, name))
+    for option, (name, _) in {"hf_model_path": request.dense_model, "packing_model_path": request.packing_model}.items():
+        check_model_name(option, name)
     for name, path in request.files.items():
         if not path.exists():
             raise ValueError(f"--{name} {path}: no such file.")
-    dense_processor = _load_processor(request, "hf_model_path", "dense")
-    packing_processor = _load_processor(request, "packing_model_path", "packing")
+    dense_model = locate_model("hf_model_path", *request.dense_model)
+    packing_model = locate_model("packing_model_path", *request.packing_model)
+    dense_processor = _load_processor(dense_model, "hf_model_path", "dense")
+    packing_processor = _load_processor(packing_model, "packing_model_path", "packing")
     with exclusive(request.output_dir):
-        dense = _run_model(request.hf_model_path, dense_processor, request)
-        packing = _run_model(request.packing_model_path, packing_processor, request)
+        dense = _run_model(dense_model, dense_processor, request)
+        packing = _run_model(packing_model, packing_processor, request)
         return _write(dense, packing, request)
 
 
-def _load_processor(request: PairedRequest, field: str, kind: str):
-    path = getattr(request, field)
-    processor = AutoProcessor.from_pretrained(path, trust_remote_code=True, revision=request.revision)
+def _load_processor(located: LocatedModel, option: str, kind: str):
+    processor = AutoProcessor.from_pretrained(located.name, **located.loading)
     found = "packing" if processor.image_processor.packing else "dense"
     if found != kind:
-        raise ValueError(f"--{field} {path}: this is a {found} model, expected the {kind} one.")
+        raise ValueError(f"--{option} {located.name}: this is a {found} model, expected the {kind} one.")
     return processor
 
 
@@ -65,14 +73,13 @@ class _Extracted:
     model: dict
 
 
-def _run_model(model_path: str, processor, request: PairedRequest) -> _Extracted:
+def _run_model(located: LocatedModel, processor, request: PairedRequest) -> _Extracted:
     """Runs one model over all inputs, one at a time, at native resolution."""
     model = AutoModel.from_pretrained(
-        model_path,
+        located.name,
         dtype=getattr(torch, request.dtype),
         attn_implementation=request.attn_implementation,
-        trust_remote_code=True,
-        revision=request.revision,
+        **located.loading,
     )
     model = model.to(request.device or "cpu").eval()
     request.sample_limits.apply_to_pillow()
@@ -94,7 +101,7 @@ def _run_model(model_path: str, processor, request: PairedRequest) -> _Extracted
         with torch.inference_mode():
             output = model(**batch.to(model.device), vision_feature_layer=FEATURE_LAYER)
         features[name] = output.hidden_states[0].float().cpu().numpy()
-    return _Extracted(features, reports, describe_model(model, model_path, request.revision))
+    return _Extracted(features, reports, describe_model(model, located))
 
 
 def describe_input(path: Path, report: dict) -> dict:

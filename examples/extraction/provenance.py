@@ -1,10 +1,10 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """What a run was made from, by hashes: enough for a stranger to tell whether theirs was made from the same."""
 
-import hashlib
 import json
 import platform
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import accelerate
@@ -14,52 +14,81 @@ import torch
 import transformers
 
 from conversion.common.files import sha256_of_file
+from conversion.common.hub_revision import split_revision
+from conversion.common.model_folder import PROCESSOR_CONFIGS, processor_sha256
 from examples.extraction.files import read_json
 
 
-# What both majors write into a processor's configuration without an effect on pixels.
-_NOT_SETTINGS = (
-    "auto_map",
-    "processor_class",
-    "image_processor_type",
-    "feature_extractor_type",
-    "_valid_processor_keys",
-    "max_image_pixels",
-    "max_frames",
-)
+_MODEL_FILES = ["*.safetensors", "*.json", "*.py"]
 
 
-def check_model_path(option: str, model_path: str) -> None:
-    """Refuses what is neither a folder nor looks like a repo id, before a name is asked for on the Hub.
+@dataclass(frozen=True)
+class LocatedModel:
+    """A model as it lies on this machine, before any of its code runs.
+
+    Attributes:
+        name: what the Auto classes load: a folder, or a repo id.
+        folder: with the model's files; of a repo that in the cache.
+        revision: that was asked for; None for a folder, or for a repo's main branch.
+        commit: that the revision stood for; None for a folder.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None = None
+    commit: str | None = None
+
+    @property
+    def loading(self) -> dict:
+        """Arguments of `from_pretrained`: a branch that moves meanwhile changes nothing."""
+        return {"trust_remote_code": True, "revision": self.commit}
+
+
+def check_model_name(option: str, name: str) -> None:
+    """Refuses what is neither a folder nor looks like a repo id, before anything is asked of the Hub.
 
     Raises:
         ValueError: naming the option.
     """
-    if not Path(model_path).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model_path):
-        raise ValueError(f"--{option} {model_path}: no such folder, and not a repo id (user/name).")
+    if not Path(name).is_dir() and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name):
+        raise ValueError(f"--{option} {name}: no such folder, and not a repo id (user/name).")
 
 
-def model_folder(model_path: str, revision: str | None) -> Path:
-    """The folder with a model's files; a repo id is fetched at the revision, or found in the cache.
+def locate_model(option: str, name: str, revision: str | None = None) -> LocatedModel:
+    """Finds a model's folder, or fetches a repo at one commit.
+
+    Args:
+        name: a folder, or a repo id, also as `user/name@revision`.
 
     Raises:
+        ValueError: naming the option, for what is neither a folder nor looks like a repo id, or has two revisions.
         OSError: if the repo cannot be had.
     """
-    folder = Path(model_path)
-    if folder.is_dir():
-        return folder
+    name, revision = split_revision(f"--{option}", name, revision)
+    check_model_name(option, name)
+    if Path(name).is_dir():
+        return LocatedModel(name, Path(name))
     from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    return Path(snapshot_download(model_path, revision=revision, allow_patterns=["*.safetensors", "*.json", "*.py"]))
+    try:
+        # Without the features that may lie beside the model.
+        snapshot = snapshot_download(name, revision=revision, allow_patterns=_MODEL_FILES, ignore_patterns=["*/*"])
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+        where = "" if revision is None else f" at revision {revision}"
+        raise OSError(f"--{option} {name}: no such folder, and the repo{where} cannot be read: {error}") from error
+    folder = Path(snapshot)
+    # A snapshot's folder is named after its commit, with or without a network.
+    return LocatedModel(name, folder, revision, folder.name)
 
 
-def describe_model(model, model_path: str, revision: str | None) -> dict:
+def describe_model(model, located: LocatedModel) -> dict:
     """Paths, config and hashes of a loaded model and its processor, as JSON types."""
-    folder = model_folder(model_path, revision)
+    folder = located.folder
     return {
-        "path": str(folder.resolve()) if Path(model_path).is_dir() else model_path,
-        "revision": revision,
-        "commit": getattr(model.config, "_commit_hash", None),
+        "path": str(folder.resolve()) if located.commit is None else located.name,
+        "revision": located.revision,
+        "commit": located.commit,
         "config": json.loads(model.config.to_json_string(use_diff=False)),
         "weights_sha256": {file.name: sha256_of_file(file) for file in sorted(folder.glob("*.safetensors"))},
         "processor_sha256": _processor_hash(folder),
@@ -69,12 +98,8 @@ def describe_model(model, model_path: str, revision: str | None) -> dict:
 
 
 def _processor_hash(folder: Path) -> str | None:
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return None
-    settings = read_json(path)
-    settings = {name: value for name, value in settings.items() if name not in _NOT_SETTINGS}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    path = folder / PROCESSOR_CONFIGS[0]
+    return processor_sha256(read_json(path)) if path.is_file() else None
 
 
 def describe_device(device: torch.device | str) -> dict[str, str]:

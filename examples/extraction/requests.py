@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
+from conversion.common.hub_revision import split_revision
 from examples.extraction.comparisons import DEFAULT_THRESHOLD
 from examples.extraction.feature_sets import DTYPES
 from examples.extraction.limits import DEFAULT_LIMITS, FileLimits, SampleLimits, check_positive
@@ -24,12 +25,13 @@ class ExtractionRequest:
     """What both kinds of extraction are told.
 
     Attributes:
-        packing_model_path: folder or repo id of a packing model. Its code is executed.
+        packing_model_path: folder or repo id of a packing model, `user/name@revision` too. Its code is executed.
         output_dir: where the features go.
         num_frames: sampled from each video.
         dtype: that the models compute in.
         device: `cpu`, `cuda`, `cuda:1` and so on; None is the CPU for four files, and Accelerate's choice for many.
-        revision: commit of the model repos, where they are on the Hub.
+        revision: commit, tag or branch of a model repo that has none of its own.
+        packing_revision: that of the packing model's repo.
         sample_limits: of images and videos.
     """
 
@@ -40,6 +42,7 @@ class ExtractionRequest:
     device: str | None = None
     attn_implementation: str = "sdpa"
     revision: str | None = None
+    packing_revision: str | None = None
     sample_limits: SampleLimits = SampleLimits()
 
     def __post_init__(self):
@@ -49,13 +52,27 @@ class ExtractionRequest:
         check_positive("num_frames", self.num_frames)
         _check_choice("dtype", self.dtype, DTYPES)
 
+    @property
+    def packing_model(self) -> tuple[str, str | None]:
+        """Folder or repo id of the packing model, and the revision of the repo.
+
+        Raises:
+            ValueError: if it is pinned twice, to different revisions.
+        """
+        return self._pinned("packing_model_path", self.packing_revision)
+
+    def _pinned(self, option: str, revision: str | None) -> tuple[str, str | None]:
+        name, pinned = split_revision(f"--{option}", getattr(self, option), revision)
+        return name, pinned or self.revision
+
 
 @dataclass(frozen=True, kw_only=True)
 class PairedRequest(ExtractionRequest):
     """Two images and two videos, to be run through the dense and the packing model.
 
     Attributes:
-        hf_model_path: folder or repo id of the dense model. Its code is executed.
+        hf_model_path: folder or repo id of the dense model, `user/name@revision` too. Its code is executed.
+        hf_revision: that of the dense model's repo.
         threshold: smallest cosine of a token that passes.
     """
 
@@ -64,7 +81,13 @@ class PairedRequest(ExtractionRequest):
     image2: Path
     video1: Path
     video2: Path
+    hf_revision: str | None = None
     threshold: float = DEFAULT_THRESHOLD
+
+    @property
+    def dense_model(self) -> tuple[str, str | None]:
+        """As `packing_model`, of the dense model."""
+        return self._pinned("hf_model_path", self.hf_revision)
 
     @property
     def files(self) -> dict[str, Path]:
