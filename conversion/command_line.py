@@ -12,7 +12,7 @@ from conversion.checkpoints.source_config import Source
 from conversion.common.arguments import ArgumentParser
 from conversion.common.model_folder import PublishError, PublishInputError
 from conversion.common.report_schema import PASS
-from conversion.publishing.options import add_publish_arguments, check_publish_options, push_from_options
+from conversion.publishing.options import add_publish_arguments, publish_and_print, publish_request
 from conversion.verification.report import failures, summary_line, write_report
 from conversion.verification.verify import (
     DEFAULT_TIME_BUDGET,
@@ -38,6 +38,9 @@ def conversion_parser(description: str, named: bool) -> ArgumentParser:
         parser.add_argument("model_name", metavar="MODEL_NAME", help=f"auto, or one of {', '.join(variant_names())}")
         parser.add_argument("weights", metavar="WEIGHT_PATH", help=".pt, .pth or .safetensors file, folder or repo id")
         parser.add_argument("--num_attention_heads", type=int, help="needed with auto for a file, which cannot tell")
+        parser.add_argument(
+            "--prefix", default="", help="of the encoder's names in a larger model, like visual.trunk."
+        )
     else:
         parser.add_argument("weights", metavar="DENSE_FOLDER_OR_REPO", help="dense model folder or repo id")
     parser.add_argument("--output_dir", type=Path, required=True, help="model folder to make")
@@ -86,7 +89,7 @@ def run_conversion(options: argparse.Namespace, layout: str, source_layout: str 
         return 2
     try:
         if push:
-            check_publish_options(options)
+            publication = publish_request(options.output_dir, options.push_to_hub, options)
     except PublishInputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -100,6 +103,7 @@ def run_conversion(options: argparse.Namespace, layout: str, source_layout: str 
         overwrite=options.overwrite,
         revision=options.revision,
         source_layout=source_layout,
+        prefix=getattr(options, "prefix", ""),
     )
 
     def verify(folder: Path, source: Source) -> None:
@@ -122,7 +126,7 @@ def run_conversion(options: argparse.Namespace, layout: str, source_layout: str 
     print(f"{request.output_dir}: {layout} model, {summary.num_tensors} tensors, {megabytes:.1f} MB, {summary.dtype}")
     try:
         if push:
-            push_from_options(request.output_dir, options)
+            publish_and_print([publication], options.dry_run)
     except (PublishError, OSError) as error:
         print(f"error: {error}\n{request.output_dir} is complete and can be published again.", file=sys.stderr)
         return 1

@@ -43,6 +43,7 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--model_name", default="auto", help=f"auto (default), or one of {', '.join(variant_names())}")
     parser.add_argument("--num_attention_heads", type=int, help="of the source; default: as the folder says")
     parser.add_argument("--revision", help="branch, tag or commit, when the source is a repo id")
+    parser.add_argument("--prefix", default="", help="of the encoder's names in the source, like visual.trunk.")
     parser.add_argument("--attn_implementation", default="sdpa", help="sdpa (default) or eager")
     add_time_budget(parser)
     parser.add_argument("--markdown", action="store_true", help="print the whole report")
@@ -58,7 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
         # Without --source the folder's own config.json tells.
         if published is not None and heads is None and options.model_name == "auto" and options.source is not None:
             heads = published["source"]["config"]["num_attention_heads"]
-        source = read_source(options.source or options.folder, options.revision, options.model_name, heads)
+        weights, prefix = (options.source, options.prefix) if options.source else (options.folder, "")
+        source = read_source(weights, options.revision, options.model_name, heads, prefix=prefix)
         report = verify_folder(
             VerificationRequest(
                 folder=options.folder,

@@ -27,12 +27,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conversion.common.arguments import ArgumentParser  # noqa: E402
+from conversion.common.arguments import ArgumentParser, from_options  # noqa: E402
 from examples.extraction.bulk_extraction import extract_many  # noqa: E402
 from examples.extraction.comparisons import DEFAULT_THRESHOLD  # noqa: E402
 from examples.extraction.feature_sets import DTYPES  # noqa: E402
 from examples.extraction.limits import FileLimits, SampleLimits  # noqa: E402
-from examples.extraction.options import add_file_limits, add_sample_limits, attach_value, from_options  # noqa: E402
+from examples.extraction.options import add_file_limits, add_sample_limits, attach_value  # noqa: E402
 from examples.extraction.paired_extraction import extract_pair  # noqa: E402
 from examples.extraction.publishing import publish  # noqa: E402
 from examples.extraction.requests import INDEXES, INPUT_NAMES, BulkRequest, PairedRequest  # noqa: E402
@@ -46,7 +46,9 @@ ONLY_PAIRED = (*PAIRED, "hf_revision")
 def build_parser() -> ArgumentParser:
     """The command line's arguments."""
     parser = ArgumentParser(__doc__)
-    parser.add_argument("--packing_model_path", required=True, help="packing model folder, or repo (user/name@revision)")
+    parser.add_argument(
+        "--packing_model_path", required=True, help="packing model folder, or repo (user/name@revision)"
+    )
     parser.add_argument("--num_frames", type=int, help="frames sampled from each video (default 8)")
     parser.add_argument("--output_dir", type=Path, default=Path("features"))
     parser.add_argument("--dtype", choices=sorted(DTYPES), help="that the models compute in (default float32)")
@@ -54,7 +56,10 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--attn_implementation", help="sdpa, eager or flash_attention_2 (default sdpa)")
     parser.add_argument("--packing_revision", help="commit or tag of --packing_model_path, when it is a repo")
     parser.add_argument("--revision", help="of both repos, where they are not pinned by user/name@revision or apart")
-    parser.add_argument("--publish", metavar="REPO_ID", help="store the run in verification/ of this repo or folder")
+    parser.add_argument(
+        "--publish", nargs="+", metavar="REPO_ID", help="store the run in verification/ of these repos or folders"
+    )
+    parser.add_argument("--with_inputs", action="store_true", help="publish the four images and videos, too")
     parser.add_argument("--create_pr", action="store_true", help="publish as a pull request")
     add_sample_limits(parser)
 
@@ -142,7 +147,9 @@ def run(options: argparse.Namespace) -> int:
             print(f"see {request.output_dir / FAILURES_FILE}", file=sys.stderr)
         passed = counts["samples"] > 0
     if options.publish and passed:
-        print(f"published: {publish(request.output_dir, options.publish, options.create_pr)}")
+        for destination in options.publish:
+            where = publish(request.output_dir, destination, options.create_pr, options.with_inputs)
+            print(f"published: {where}")
     elif options.publish:
         print("not published, as the run did not pass", file=sys.stderr)
     return 0 if passed else 1

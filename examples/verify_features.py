@@ -14,11 +14,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conversion.common.arguments import ArgumentParser  # noqa: E402
+from conversion.common.arguments import ArgumentParser, from_options  # noqa: E402
 from examples.extraction.comparisons import DEFAULT_THRESHOLD, Report, compare_features, compare_runs  # noqa: E402
 from examples.extraction.feature_sets import is_paired, load_metadata, load_pair, open_features  # noqa: E402
 from examples.extraction.limits import DEFAULT_LIMITS, FileLimits  # noqa: E402
-from examples.extraction.options import add_file_limits, from_options  # noqa: E402
+from examples.extraction.options import add_file_limits  # noqa: E402
 from examples.extraction.publishing import find_published  # noqa: E402
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conversion.common.arguments import ArgumentParser  # noqa: E402
+from conversion.common.arguments import ArgumentParser, from_options  # noqa: E402
 from examples.extraction.drawing import DrawingRequest, draw_run  # noqa: E402
 from examples.extraction.limits import FileLimits, SampleLimits  # noqa: E402
-from examples.extraction.options import add_file_limits, add_sample_limits, attach_value, from_options  # noqa: E402
+from examples.extraction.options import add_file_limits, add_sample_limits, attach_value  # noqa: E402
 
 
 def build_parser() -> ArgumentParser:

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.clone import copy_project
 from tests.loopback_hub import LoopbackHub
 
 
@@ -54,8 +55,13 @@ def text_of(document: str) -> str:
 
 
 def code_blocks(document: str) -> list[tuple[str, str]]:
-    """`(language, code)` of every block."""
-    return re.findall(r"^ *```(\w*)\n(.*?)^ *```$", text_of(document), re.DOTALL | re.MULTILINE)
+    """`(language, code)` of every block of a document."""
+    return code_blocks_of(text_of(document))
+
+
+def code_blocks_of(text: str) -> list[tuple[str, str]]:
+    """`(language, code)` of every block of a text."""
+    return re.findall(r"^ *```(\w*)\n(.*?)^ *```$", text, re.DOTALL | re.MULTILINE)
 
 
 def blocks(document: str, *languages: str) -> list[str]:
@@ -78,9 +84,7 @@ class Clone:
 
     def __init__(self, folder: Path, hub: LoopbackHub):
         self.folder, self.done = folder, {}
-        for name in ("conversion", "examples", "hub_configs", "llava_vit_hf", "requirements.txt"):
-            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-            copy(ROOT / name, folder / name)
+        copy_project(folder)
         environment = hub.client_environment(folder.parent / "home", token="hf_writer")
         self.environment = environment | {"OMP_NUM_THREADS": "1"}
         self.python("conversion/make_demo_inputs.py", "demo_output")

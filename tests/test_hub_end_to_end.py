@@ -141,9 +141,11 @@ def test_code_blocks_of_the_card_run(hub, published, tmp_path):
 def test_command_to_repeat_the_check_exists(hub, published):
     _, _, repo_id, _ = published
     text = hub.repo(repo_id).files()["README.md"].read().decode()
-    (command,) = re.findall(r"^```sh\n(.*?)\n```", text, re.DOTALL | re.MULTILINE)
-    assert command.startswith("python conversion/verify_model.py ")
-    assert parse_arguments(command.split()[2:]).source == "backbone.pt"
+    (commands,) = re.findall(r"^```sh\n(.*?)\n```", text, re.DOTALL | re.MULTILINE)
+    download, verify = commands.splitlines()
+    assert download.startswith(f"hf download {repo_id} --revision verified-")
+    assert verify.startswith("python conversion/verify_model.py ")
+    assert parse_arguments(verify.split()[2:]).folder.name == download.split()[-1] == repo_id.split("/")[1]
 
 
 def push(hub, tmp_path, folder, repo_id):

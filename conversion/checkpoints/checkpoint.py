@@ -22,6 +22,7 @@ from conversion.checkpoints.readers import (
 )
 from conversion.checkpoints.rename_tables import LAYOUT_MARKERS
 from conversion.common.files import sha256_of_file
+from conversion.common.hub_revision import split_revision
 from conversion.common.json_files import MAX_JSON_BYTES, read_json_object
 
 
@@ -51,6 +52,8 @@ class Checkpoint:
         config: the `config.json` beside them, or None.
         layout: `"source"`, `"dense"` or `"packing"`, told by the names.
         specs: name to `TensorSpec`, for every tensor.
+        stored_names: of all tensors, as the files have them.
+        prefix: that was asked for; tensors without it are left out.
     """
 
     def __init__(
@@ -60,8 +63,9 @@ class Checkpoint:
         path: Path | None = None,
         files: tuple[Path, ...] = (),
         config: dict | None = None,
+        prefix: str = "",
     ):
-        self.location, self.path, self.files, self.config = location, path, files, config
+        self.location, self.path, self.files, self.config, self.prefix = location, path, files, config, prefix
         readers_by_name, specs = {}, {}
         for reader in readers:
             for name, spec in reader.specs().items():
@@ -69,6 +73,9 @@ class Checkpoint:
                     raise CheckpointError(f"{location}: {name} is stored twice, in different files.")
                 readers_by_name[name], specs[name] = reader, spec
         stripped = strip_prefixes(list(specs))
+        if prefix:
+            stripped = _below(prefix, stripped, location)
+        self.stored_names = set(specs)
         self._origins = {name: (readers_by_name[stored], stored) for name, stored in stripped.items()}
         self.specs: dict[str, TensorSpec] = {name: specs[stored] for name, stored in stripped.items()}
         self.layout = detect_layout(self.specs, location)
@@ -116,27 +123,35 @@ class Checkpoint:
             )
 
 
-def read_checkpoint(path: str | Path, revision: str | None = None, max_json_bytes: int = MAX_JSON_BYTES) -> Checkpoint:
+def read_checkpoint(
+    path: str | Path, revision: str | None = None, max_json_bytes: int = MAX_JSON_BYTES, prefix: str = ""
+) -> Checkpoint:
     """Opens a checkpoint; weights are read when asked for.
 
     Args:
         path: a `.pt`, `.pth`, `.bin` or `.safetensors` file, a model folder (safetensors, in shards or not, or
-            `pytorch_model.bin`), or the id of a repository on the Hub, `user/name`, of which only JSON, safetensors
-            and text files are fetched. What exists locally is preferred.
+            `pytorch_model.bin`), or the id of a repository on the Hub, `user/name` or `user/name@revision`, of which
+            only JSON, safetensors and text files are fetched. What exists locally is preferred.
         revision: branch, tag or commit of the repository; only for an id.
         max_json_bytes: a larger `config.json` or index beside the weights is an error.
+        prefix: of the encoder's names in a larger model, such as `visual.trunk.`: tensors without it are left out.
+            `module.` and `_orig_mod.` in front of all names, and of these, go by themselves.
 
     Raises:
         CheckpointError: if it is missing, unreadable, cut short, of another architecture, not a plain state dict, or
             a pickle that would run code (it is not run) or that this torch cannot be trusted with.
     """
-    location = Path(path)
+    try:
+        name, revision = split_revision("the checkpoint", str(path), revision)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    location = Path(name)
     if location.is_dir():
-        return _read_folder(location, str(location), max_json_bytes)
+        return _read_folder(location, str(location), max_json_bytes, prefix)
     if location.is_file():
-        return Checkpoint(str(location), [reader_of(location)], location, (location,))
-    if _REPO_ID.fullmatch(str(path)) and location.suffix not in (*PICKLE_SUFFIXES, ".safetensors"):
-        return _read_folder(_download(str(path), revision), str(path), max_json_bytes)
+        return Checkpoint(str(location), [reader_of(location)], location, (location,), prefix=prefix)
+    if _REPO_ID.fullmatch(name) and location.suffix not in (*PICKLE_SUFFIXES, ".safetensors"):
+        return _read_folder(_download(name, revision), str(path), max_json_bytes, prefix)
     raise CheckpointError(
         f"{path} does not exist. Expected a .pt, .pth or .safetensors file, a model folder, or a repository id "
         "(user/name)."
@@ -168,6 +183,17 @@ def strip_prefixes(names: list[str]) -> dict[str, str]:
     return stripped
 
 
+def _below(prefix: str, stripped: dict[str, str], location: str) -> dict[str, str]:
+    """Of names mapped to stored names those with a prefix, without it."""
+    below = {name.removeprefix(prefix): stored for name, stored in stripped.items() if name.startswith(prefix)}
+    if not below:
+        found = sorted({name.split(".")[0] for name in stripped})
+        raise CheckpointError(
+            f"{location} has no name that starts with {prefix!r}; names start with {', '.join(found[:8])} ..."
+        )
+    return {name: below[given] for name, given in strip_prefixes(list(below)).items()}
+
+
 def detect_layout(names: Mapping[str, object], location: str) -> str:
     """Tells which of the known layouts the names belong to.
 
@@ -177,6 +203,13 @@ def detect_layout(names: Mapping[str, object], location: str) -> str:
     for layout, markers in LAYOUT_MARKERS.items():
         if all(marker in names for marker in markers):
             return layout
+    for markers in LAYOUT_MARKERS.values():
+        prefixes = [{name.removesuffix(marker) for name in names if name.endswith(f".{marker}")} for marker in markers]
+        for prefix in sorted(set.intersection(*prefixes)):
+            raise CheckpointError(
+                f"{location} holds the encoder among {len(names)} tensors, under the prefix {prefix!r}. Give it as "
+                f"--prefix {prefix} (only {' and '.join(KEY_PREFIXES)} are taken off unasked)."
+            )
     expected = "; ".join(f"{layout}: {', '.join(markers)}" for layout, markers in LAYOUT_MARKERS.items())
     raise CheckpointError(
         f"{location} is a checkpoint of another architecture, or an incomplete one. It has {len(names)} tensors: "
@@ -184,12 +217,12 @@ def detect_layout(names: Mapping[str, object], location: str) -> str:
     )
 
 
-def _read_folder(folder: Path, location: str, max_json_bytes: int) -> Checkpoint:
+def _read_folder(folder: Path, location: str, max_json_bytes: int, prefix: str) -> Checkpoint:
     files, indexed = _weight_files(folder, max_json_bytes)
     config_file = folder / "config.json"
     config = _read_json(config_file, max_json_bytes) if config_file.is_file() else None
-    checkpoint = Checkpoint(location, [reader_of(file) for file in files], folder, tuple(files), config)
-    missing = sorted(set(strip_prefixes(list(indexed))) - set(checkpoint.specs))
+    checkpoint = Checkpoint(location, [reader_of(file) for file in files], folder, tuple(files), config, prefix)
+    missing = sorted(set(indexed) - checkpoint.stored_names)
     if missing:
         raise CheckpointError(f"{location}: the index lists {', '.join(missing[:5])}, which no file holds.")
     return checkpoint

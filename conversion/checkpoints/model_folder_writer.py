@@ -52,6 +52,7 @@ class ConversionRequest:
         model_name: a variant's name, or `"auto"`.
         dtype: name of the dtype to store; None keeps the checkpoint's.
         source_layout: the layout that the weights must have; None takes any.
+        prefix: of the encoder's names in a larger model.
     """
 
     weights: str
@@ -64,6 +65,7 @@ class ConversionRequest:
     overwrite: bool = False
     revision: str | None = None
     source_layout: str | None = None
+    prefix: str = ""
 
 
 def convert_folder(
@@ -84,7 +86,12 @@ def convert_folder(
     """
     if source is None:
         source = read_source(
-            request.weights, request.revision, request.model_name, request.num_attention_heads, request.source_layout
+            request.weights,
+            request.revision,
+            request.model_name,
+            request.num_attention_heads,
+            request.source_layout,
+            request.prefix,
         )
     with staging_folder(request.output_dir, request.overwrite) as folder:
         summary = write_model_folder(source, request, folder)

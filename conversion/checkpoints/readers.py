@@ -4,6 +4,7 @@
 Mappings are renewed now and then, so that the pages already read do not stay resident.
 """
 
+import argparse
 import math
 import pickle
 import re
@@ -23,6 +24,8 @@ LAST_UNSOUND_TORCH = "2.9.1"
 
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
 WRAPPER_KEYS = ("model", "state_dict")
+HARMLESS = [argparse.Namespace]
+"""Classes that training scripts save beside the weights and that do nothing but hold attributes."""
 
 # Mapped bytes handed out before a mapping is renewed.
 _WINDOW_BYTES = 2**27
@@ -146,7 +149,8 @@ class PickleReader:
             if self._mapped:
                 self._check_archive()
             try:
-                content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
+                with torch.serialization.safe_globals(HARMLESS):
+                    content = torch.load(self.path, map_location="cpu", weights_only=True, mmap=self._mapped)
             except _UNPICKLING_ERRORS as error:
                 raise CheckpointError(self._explain(error)) from error
             self._tensors = unwrap_state_dict(content, self.path)

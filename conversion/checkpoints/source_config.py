@@ -44,16 +44,18 @@ def read_source(
     model_name: str = AUTO,
     num_attention_heads: int | None = None,
     layout: str | None = None,
+    prefix: str = "",
 ) -> Source:
     """Opens a checkpoint, as `read_checkpoint`, and tells its configuration, as `infer_source_config`.
 
     Args:
         layout: that the weights must have; None takes any.
+        prefix: of the encoder's names in a larger model.
 
     Raises:
         CheckpointError: as these two, and for weights of another layout.
     """
-    checkpoint = read_checkpoint(weights, revision)
+    checkpoint = read_checkpoint(weights, revision, prefix=prefix)
     if layout is not None and checkpoint.layout != layout:
         raise CheckpointError(
             f"{weights} holds {checkpoint.layout} weights, expected a {layout} model folder. "

@@ -6,7 +6,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from conversion.checkpoints import hub_configs
-from conversion.checkpoints.hub_configs import CARD_FIELDS, LAYOUTS, fitting_variants, read_architecture, read_config
+from conversion.checkpoints.hub_configs import (
+    CARD_FIELDS,
+    LAYOUTS,
+    MORE_CARD_FIELDS,
+    fitting_variants,
+    read_architecture,
+    read_config,
+)
 from conversion.checkpoints.model_folder_writer import write_code_and_configurations
 from conversion.checkpoints.source_config import model_config
 from conversion.common.files import write_atomically
@@ -73,9 +80,11 @@ def _card(name: str, source: SourceConfig) -> dict:
     if path.is_file():
         advice = f"Mend it, or remove it and run {hub_configs.WRITE_COMMAND} {name}."
         card = read_json_object(path, advice=advice)
-        check_shape(card, {"license": str, "base_model": (str, type(None)), "tags": [str]}, path)
-        if unknown := sorted(card.keys() - set(CARD_FIELDS)):
-            raise ValueError(f"{path} has unknown fields: {', '.join(unknown)}. Expected {', '.join(CARD_FIELDS)}.")
+        shape = {"license": str, "base_model": (str, type(None)), "tags": [str]}
+        check_shape(card, shape | {f"{name}?": str for name in MORE_CARD_FIELDS}, path)
+        if unknown := sorted(card.keys() - {*CARD_FIELDS, *MORE_CARD_FIELDS}):
+            expected = ", ".join((*CARD_FIELDS, *MORE_CARD_FIELDS))
+            raise ValueError(f"{path} has unknown fields: {', '.join(unknown)}. Expected {expected}.")
         return card
     words = [word for word in name.removeprefix("llava_vit_").split("_") if word not in _NORM_ENDINGS]
     return {"license": LICENSE, "base_model": None, "tags": ["llava-vit", *words, _NORM_TAGS[source.layer_norm_type]]}

@@ -5,6 +5,7 @@ import argparse
 import difflib
 import sys
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import NoReturn
 
 
@@ -25,8 +26,10 @@ class ArgumentParser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str) -> NoReturn:
-        # A required option that was mistyped is reported as missing, so the hints do not hang on the message.
-        super().error("\n".join([message, *self._hints()]))
+        # A required option that was mistyped is reported as missing, so the hints do not hang on the message. Without
+        # the usage, which takes many times the room of what went wrong.
+        lines = [f"{self.prog}: error: {message}", *self._hints(), f"All options: {self.prog} --help"]
+        self.exit(2, "\n".join(lines) + "\n")
 
     def _hints(self) -> list[str]:
         known = [option for option in self._option_string_actions if option.startswith("--")]
@@ -37,3 +40,14 @@ class ArgumentParser(argparse.ArgumentParser):
             if option not in known and near:
                 hints.append(f"{option} is unknown; did you mean {near[0]}?")
         return hints
+
+
+def from_options(kind: type, options: argparse.Namespace, **others):
+    """A dataclass made of the options of its fields' names; what was not given has the dataclass's default.
+
+    Raises:
+        ValueError: as the dataclass does.
+    """
+    names = {field.name for field in fields(kind)} - others.keys()
+    given = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    return kind(**given, **others)

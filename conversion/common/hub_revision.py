@@ -18,7 +18,9 @@ def split_revision(option: str, name: str, revision: str | None = None) -> tuple
         return name, revision
     repo_id, _, pinned = name.partition("@")
     if not pinned:
-        raise ValueError(f"{option} {name}: no revision after the @. Give a commit, tag or branch, or leave the @ out.")
+        raise ValueError(
+            f"{option} {name}: no revision after the @. Give a commit, tag or branch, or leave the @ out."
+        )
     if revision is not None and revision != pinned:
         raise ValueError(
             f"{option} {name} is pinned to {pinned}, and a revision option says {revision}. Give one of the two."

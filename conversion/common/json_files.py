@@ -36,15 +36,24 @@ def read_json_object(
         size = path.stat().st_size
         if size > max_json_bytes:
             raise error(f"{path}: {size} bytes, more than max_json_bytes={max_json_bytes}. {advice}")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
     except FileNotFoundError:
         raise error(f"{path} does not exist. {missing}".rstrip()) from None
     except OSError as problem:
         raise error(f"{path} cannot be read ({problem.strerror}). {advice}") from problem
+    return parse_json_object(content, path, error, advice)
+
+
+def parse_json_object(
+    content: bytes, where: Any, error: type[ValueError] = ValueError, advice: str = "Make it anew."
+) -> dict:
+    """Parses a JSON object. Raises `error`, which names `where` it is from, if it is none."""
+    try:
+        value = json.loads(content.decode("utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as problem:
-        raise error(f"{path} is not JSON ({problem}). {advice}") from problem
+        raise error(f"{where} is not JSON ({problem}). {advice}") from problem
     if not isinstance(value, dict):
-        raise error(f"{path} holds {_NAMES.get(type(value), 'null')}, expected a JSON object. {advice}")
+        raise error(f"{where} holds {_NAMES.get(type(value), 'null')}, expected a JSON object. {advice}")
     return value
 
 

@@ -66,11 +66,13 @@ class Bounds:
         reasons = []
         # Written so that NaN, which compares false with everything, violates.
         if self.min_cosine is not None and not comparison.min_cosine >= self.min_cosine:
-            reasons.append(f"min cosine {comparison.min_cosine:.6f} is below {self.min_cosine:.10g}")
+            found, least = _told_apart(comparison.min_cosine, self.min_cosine)
+            reasons.append(f"min cosine {found} is below {least}")
         for name, bound in (("relative_error", self.relative_error), ("max_abs", self.max_abs)):
             value = getattr(comparison, name)
             if bound is not None and not value <= bound:
-                reasons.append(f"{name.replace('_', ' ')} {value:.3e} is above {bound:g}")
+                found, most = _told_apart(value, bound)
+                reasons.append(f"{name.replace('_', ' ')} {found} is above {most}")
         return reasons
 
     def to_dict(self) -> dict:
@@ -163,6 +165,15 @@ def _all_finite(array: np.ndarray) -> bool:
 def _row_chunks(tokens: int, width: int):
     step = max(1, _CHUNK_VALUES // max(width, 1))
     return (slice(start, start + step) for start in range(0, tokens, step))
+
+
+def _told_apart(value: float, bound: float) -> tuple[str, str]:
+    """Both as text, with the digits that it takes to tell them apart."""
+    for digits in range(4, 18):
+        texts = f"{value:.{digits}g}", f"{bound:.{digits}g}"
+        if texts[0] != texts[1]:
+            break
+    return texts
 
 
 def _json_number(value):

@@ -10,7 +10,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from conversion.common.files import sha256_of_file
@@ -71,6 +71,10 @@ class ModelFile:
     def at(cls, path: Path, name: str) -> "ModelFile":
         """A file that stays on disk until it is sent, published as `name`; hashed in blocks."""
         return cls(name, path.stat().st_size, sha256_of_file(path), path=path)
+
+    def under(self, folder: str) -> "ModelFile":
+        """The same file, published below a folder of the repo."""
+        return replace(self, name=f"{folder}/{self.name}")
 
     def git_oid(self) -> str:
         """The id that git gives this content when it is no large file."""
@@ -273,6 +277,7 @@ def _refuse_links(folder: Path, names: Iterable[str]) -> None:
 
 def _left_out(folder: Path, published: set[str]) -> dict[str, str]:
     reasons = {REPORT_FILE: "not about these files", MARKDOWN_FILE: "not about these files"}
+    reasons |= {"verification": "no part of the model; --features publishes a run's features"}
     return {
         path.name + "/" * (path.is_dir() and not path.is_symlink()): reasons.get(path.name, "no part of the model")
         for path in sorted(folder.iterdir())

@@ -6,6 +6,7 @@
 
 import time
 from collections.abc import Callable, Iterable
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -20,7 +21,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.hf_api import RepoFile
 
-from conversion.common.model_folder import CARD, CONFIG, ModelFile, PublishError, read_json
+from conversion.common.json_files import parse_json_object
+from conversion.common.model_folder import CARD, CONFIG, ModelFile, PublishError
 
 
 # The client's HTTP library changed twice (requests, httpx, httpx2); HfHubHTTPError derives from its base error.
@@ -46,16 +48,38 @@ UPLOAD_AGAIN = "Publish again: what was uploaded is not sent again."
 
 
 class RepoState(NamedTuple):
-    """A repo at one commit. `files` maps paths to what the Hub says of them, `model_type` is its config.json's.
+    """A repo at one commit.
 
-    `readme` and `model_type` are None where the file was not asked for.
+    Attributes:
+        head: sha of the commit.
+        files: what the Hub says of every file, by path.
+        contents: of those that were asked for and are there, by path.
     """
 
     head: str
     private: bool
     files: dict[str, RepoFile]
-    readme: str | None
-    model_type: str | None
+    contents: dict[str, bytes]
+
+    @property
+    def readme(self) -> str | None:
+        """The text of `README.md`, if it was read."""
+        content = self.contents.get(CARD)
+        return None if content is None else content.decode("utf-8", "replace")
+
+    def json(self, name: str) -> dict | None:
+        """A JSON object of the repo, or None if it was not read.
+
+        Raises:
+            PublishError: if it is none.
+        """
+        content = self.contents.get(name)
+        return None if content is None else parse_json_object(content, f"{name} of the repo", PublishError)
+
+    @property
+    def model_type(self) -> str | None:
+        """That of `config.json`, if it was read."""
+        return (self.json(CONFIG) or {}).get("model_type")
 
 
 def status_of(error: BaseException) -> int | None:
@@ -77,7 +101,9 @@ def failure(action: str, error: BaseException, advice: str = "Try again when the
     Args:
         advice: what to do where the answer has no status that says it.
     """
-    status, parts = status_of(error), [str(error).strip() or type(error).__name__]
+    # urllib3, below the older client, wraps what happened in a message of its own.
+    reason = getattr(error.args[0] if error.args else None, "reason", None)
+    status, parts = status_of(error), [str(reason or error).strip() or type(error).__name__]
     if status is None and error.__cause__ is not None:
         # The client wraps what happened to a large file.
         error = error.__cause__
@@ -137,11 +163,11 @@ class HubClient:
                     raise failure(action, error) from error
                 self.sleep(wait_before_retry(action, error, wait))
 
-    def state(self, repo_id: str, revision: str | None, read: tuple[str, ...] = (CARD, CONFIG)) -> RepoState | None:
+    def state(self, repo_id: str, revision: str | None, read: Iterable[str] = ()) -> RepoState | None:
         """The repo at `revision`, or None if it does not exist (or the token may not see it).
 
         Args:
-            read: which of `README.md` and `config.json` are downloaded for their contents.
+            read: paths of small files that are downloaded for their contents, where they are there.
 
         Raises:
             RevisionNotFoundError: if the repo has no such revision.
@@ -158,25 +184,20 @@ class HubClient:
         except RepositoryNotFoundError:
             return None
         files = self.files(repo_id, info.sha)
+        contents = {name: self.content(repo_id, info.sha, name) for name in read if name in files}
+        return RepoState(info.sha, bool(info.private), files, contents)
+
+    def content(self, repo_id: str, revision: str, name: str) -> bytes:
+        """Downloads one file."""
         with TemporaryDirectory() as folder:
-            for name in read:
-                if name in files:
-                    self.call(
-                        f"Reading {name} of {repo_id}",
-                        self.api.hf_hub_download,
-                        repo_id,
-                        name,
-                        revision=info.sha,
-                        local_dir=folder,
-                    )
-            readme, config = Path(folder, CARD), Path(folder, CONFIG)
-            return RepoState(
-                head=info.sha,
-                private=bool(info.private),
-                files=files,
-                readme=readme.read_bytes().decode("utf-8", "replace") if readme.is_file() else None,
-                model_type=read_json(config).get("model_type") if config.is_file() else None,
-            )
+            download = self.api.hf_hub_download
+            self.call(f"Reading {name} of {repo_id}", download, repo_id, name, revision=revision, local_dir=folder)
+            return Path(folder, name).read_bytes()
+
+    def sha256(self, repo_id: str, state: RepoState, name: str) -> str:
+        """SHA-256 of a file: of a large one as the Hub says, of a small one as it is downloaded."""
+        large = state.files[name].lfs
+        return large.sha256 if large is not None else sha256(self.content(repo_id, state.head, name)).hexdigest()
 
     def files(self, repo_id: str, revision: str) -> dict[str, RepoFile]:
         """What the Hub says of every file at a commit, by path."""

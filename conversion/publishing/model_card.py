@@ -13,14 +13,17 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from conversion.checkpoints.hub_configs import fitting_variant, read_card_data
 from conversion.common.model_folder import ModelFolder, PublishError
-from conversion.common.report_schema import REPORT_FILE
+from conversion.common.report_schema import PASS, REPORT_FILE
+from conversion.publishing.card_features import VERIFICATION, CardRecord, features_section
 from conversion.publishing.model_facts import facts_table
 from conversion.verification.report_tables import (
     bounds_list,
     cases_table,
     controls_table,
     environment_table,
+    error_text,
     inputs_table,
+    summary_line,
     table,
 )
 
@@ -32,24 +35,24 @@ NOTICE = "> **Not verified by llava_vit_hf:**"
 LICENSE = "apache-2.0"
 PIPELINE_TAG = "image-feature-extraction"
 TAGS = ("custom_code", "vision", "image-feature-extraction", "video", "llava-vit")
-REPEAT_COMMAND = "python conversion/verify_model.py MODEL_FOLDER --source backbone.pt"
 
 
-def render_card(
-    folder: ModelFolder, repo_id: str, pin: str, existing: str | None = None, base_model: str | None = None
-) -> str:
+def render_card(folder: ModelFolder, record: CardRecord, features: dict | None = None, **given: str | None) -> str:
     """The README.md to publish.
 
     Args:
-        pin: the tag or pull request that the snippets load.
-        existing: a README whose prose and metadata are kept.
-        base_model: repo id that the model derives from; None takes the variant's, if any.
+        record: what the card names: repo, tag or pull request, sibling.
+        features: the published `metadata.json` of features beside the model.
+        given: `existing`, a README whose prose and metadata are kept, and `base_model`, the repo id that the model
+            derives from; None takes the variant's, if any.
 
     Raises:
         PublishError: if `existing` has metadata that is no YAML mapping, or one marker without the other.
     """
-    data = card_data(folder, base_model)
-    card = ModelCard.from_template(data, template_path=str(TEMPLATE), **_template_fields(folder, repo_id, pin))
+    existing = given.get("existing")
+    data = card_data(folder, given.get("base_model"))
+    fields = _template_fields(folder, record, features)
+    card = ModelCard.from_template(data, template_path=str(TEMPLATE), **fields)
     if existing is None or not existing.strip():
         return str(card).rstrip("\n") + "\n"
     return merge_cards(existing, card, folder)
@@ -105,8 +108,8 @@ def notice_line(folder: ModelFolder) -> str | None:
     return f"{NOTICE} {folder.unverified}. Nothing proves that this model computes what its checkpoint computes."
 
 
-def verification_section(folder: ModelFolder) -> str:
-    """The verification report as Markdown: what it found, on what, where, and how to repeat it."""
+def verification_section(folder: ModelFolder, record: CardRecord) -> str:
+    """The verification report as Markdown: verdict and margins, how to repeat it, and folded away all its numbers."""
     if folder.report is None:
         return f"None: {folder.unverified}."
     report, source = folder.report, folder.report["source"]
@@ -114,45 +117,69 @@ def verification_section(folder: ModelFolder) -> str:
     outcome = "" if folder.unverified is None else f" It does not prove this model: {folder.unverified}."
     if source["sha256"] and set(source["sha256"].values()) <= {file.sha256 for file in folder.files.values()}:
         outcome += " The weights were taken from this model itself: that proves its code, not its conversion."
-    parts = [
-        f"Verdict: **{report['verdict']}** ({report['created']}), against `{source['location']}` "
-        f"({hashes or 'no hashes'}), computed by an independent encoder.{outcome} All numbers, also of every layer, "
-        f"are in [`{REPORT_FILE}`]({REPORT_FILE}).",
-        "Bounds: " + "; ".join(bounds_list(report)),
-        *report["notes"],
-        cases_table(report),
-        "Planted faults, which the check has to detect:",
-        controls_table(report),
-        "Inputs:",
-        inputs_table(report),
-        "Environment:",
-        environment_table(report),
-        f"To repeat it, in a clone of llava_vit_hf:\n\n```sh\n{REPEAT_COMMAND}\n```",
-        "The test suite of llava_vit_hf runs with transformers 4.57 and 5 and their generations of huggingface_hub.",
-    ]
-    return "\n\n".join(parts)
+    return VERIFICATION.render(
+        record=record,
+        name=record.repo_id.split("/")[-1],
+        report=report,
+        report_file=REPORT_FILE,
+        source=f"`{source['location']}` ({hashes or 'no hashes'})",
+        outcome=outcome,
+        # In the order in which a reader asks: how far off, how far off a fault would be.
+        summary=[*summary_line(report).split("\n"), *report["notes"]],
+        bounds="; ".join(bounds_list(report)),
+        cases=cases_table(report),
+        controls=controls_table(report),
+        inputs=inputs_table(report),
+        environment=environment_table(report),
+    )
 
 
-def _template_fields(folder: ModelFolder, repo_id: str, pin: str) -> dict:
+def headline(folder: ModelFolder) -> str | None:
+    """The verdict in a sentence, for who does not read on; None where nothing is proved."""
+    if folder.unverified is not None:
+        return None
+    report = folder.report
+    errors = [case["arrays"]["last_hidden_state"]["relative_error"] for case in report["cases"] if _is_float32(case)]
+    told = sum(control["detected"] for control in report["controls"])
+    return (
+        f"Every layer equals an independent encoder's in {len(errors)} comparisons, relative error at most "
+        f"{error_text(max(errors, default=None))} in float32; {told} of {len(report['controls'])} "
+        "planted faults detected."
+    )
+
+
+def _is_float32(case: dict) -> bool:
+    return case["dtype"] == "float32" and "last_hidden_state" in case["arrays"] and case["result"] == PASS
+
+
+def _template_fields(folder: ModelFolder, record: CardRecord, features: dict | None) -> dict:
     config, processor = folder.config, folder.processor
     crop = processor.get("crop_size") or config.get("image_size")
+    variant = fitting_variant(config)
     code = [file for name, file in folder.files.items() if name.endswith(".py")]
     data = [file for name, file in (folder.files | folder.reports).items() if not name.endswith(".py")]
     return {
-        "title": repo_id.split("/")[-1],
-        "repo_id": repo_id,
-        "pin": pin,
+        "title": record.repo_id.split("/")[-1],
+        "repo_id": record.repo_id,
+        "pin": record.pin,
         "layout": folder.layout,
         "notice": notice_line(folder),
         "begin": BEGIN,
         "end": END,
+        "record": record.as_comment(),
+        "pretraining": (read_card_data(variant) if variant else {}).get("pretraining"),
+        "sibling": record.sibling_id,
+        "sibling_url": record.sibling_url,
+        "headline": headline(folder),
+        "verdict": PASS,
         "facts": facts_table(folder),
         "image_size": crop.get("height") if isinstance(crop, dict) else crop,
         "num_frames": processor.get("num_frames", 8),
         "patch_size": config["patch_size"],
         "hidden_size": config["hidden_size"],
         "use_head": config.get("use_head", True),
-        "verification": verification_section(folder),
+        "verification": verification_section(folder, record),
+        "features": features_section(features, record, folder.layout),
         "code": _hash_table(code),
         "data": _hash_table(data),
     }

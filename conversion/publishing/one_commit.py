@@ -35,14 +35,19 @@ def check_arguments(repo_id: str, revision: str | None, create_pr: bool) -> None
     Raises:
         PublishInputError: for what is no repo id, and for `create_pr` with a revision.
     """
+    check_repo_id(repo_id)
+    if create_pr and revision:
+        raise PublishInputError("create_pr opens a pull request on main; drop the revision, or commit to the branch.")
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raises a PublishInputError for what is no `user/name`."""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise PublishInputError(f"{repo_id!r} is no repo id: {error}") from error
     if repo_id.count("/") != 1:
         raise PublishInputError(f"{repo_id!r} is no repo id, expected user/name.")
-    if create_pr and revision:
-        raise PublishInputError("create_pr opens a pull request on main; drop the revision, or commit to the branch.")
 
 
 def require_token() -> None:
@@ -80,20 +85,30 @@ def publish_files(
     require_token()
     sent = [ModelFile.at(path, f"{folder}/{name}") for name, path in sorted(files.items())]
     client = HubClient()
-    before = client.state(repo_id, None, read=())
+    before = client.state(repo_id, None)
     if before is None:
         raise PublishError(f"{repo_id} does not exist, or the token may not see it.")
-    deleted = sorted(
-        f"{folder}/{name}"
-        for name in (path.removeprefix(f"{folder}/") for path in before.files if path.startswith(f"{folder}/"))
-        if name not in files and any(fnmatch.fnmatchcase(name, pattern) for pattern in replaced)
-    )
+    deleted = stale_files(before, sent, [f"{folder}/{pattern}" for pattern in replaced])
     if create_pr and not deleted and not differing(sent, before.files):
         raise nothing_to_propose(repo_id)
     target = open_target(client, repo_id, None, create_pr, message)
     commit = commit_files(client, repo_id, target, before, sent, deleted, message, "close it and publish again")
     check_listing(client, repo_id, commit, before, sent, deleted)
     return target.url if create_pr else f"{target.url}/commit/{commit}"
+
+
+def stale_files(before: RepoState, sent: Iterable[ModelFile], replaced: Iterable[str]) -> list[str]:
+    """What an earlier publication left in a repo: files of these patterns that are not sent now.
+
+    Args:
+        replaced: patterns of paths, of which a `*` stays within a folder.
+    """
+    names, patterns = {file.name for file in sent}, list(replaced)
+    return sorted(name for name in before.files if name not in names and any(_fits(name, each) for each in patterns))
+
+
+def _fits(path: str, pattern: str) -> bool:
+    return path.count("/") == pattern.count("/") and fnmatch.fnmatchcase(path, pattern)
 
 
 def open_target(client: HubClient, repo_id: str, revision: str | None, create_pr: bool, title: str) -> Target:

@@ -7,7 +7,7 @@ from pathlib import Path
 from conversion.common.files import write_atomically
 from conversion.common.json_files import MAX_JSON_BYTES
 from conversion.common.model_folder import read_json
-from conversion.common.report_schema import FAIL, MARKDOWN_FILE, PASS, PEAKED, REPORT_FILE, REPORTED, check_report
+from conversion.common.report_schema import FAIL, MARKDOWN_FILE, PEAKED, REPORT_FILE, check_report
 from conversion.verification.report_tables import (
     bounds_list,
     cases_table,
@@ -17,6 +17,7 @@ from conversion.verification.report_tables import (
     inputs_table,
     layers_list,
     margin_line,
+    summary_line,
     table,
 )
 
@@ -115,20 +116,10 @@ def compare_reports(mine: dict, published: dict) -> list[str]:
     for case in (case for case in published["cases"] if not case["name"].startswith(PEAKED)):
         result = results.get((case["name"], case["dtype"]))
         if result != case["result"]:
-            differences.append(f"case {case['name']} ({case['dtype']}) is {result}, published is {case['result']}")
+            found = "was not run here" if result is None else f"is {result}"
+            differences.append(f"case {case['name']} ({case['dtype']}) {found}, published is {case['result']}")
     for name, described in published["inputs"].items():
         made = mine["inputs"].get(name)
         if made is not None and made["grids"] == described["grids"] and made["sha256"] != described["sha256"]:
             differences.append(f"input {name}: sha256 is {made['sha256']}, published is {described['sha256']}")
     return differences
-
-
-def summary_line(report: dict) -> str:
-    judged = [case for case in report["cases"] if case["result"] != REPORTED]
-    passed = sum(case["result"] == PASS for case in judged)
-    told = sum(control["detected"] for control in report["controls"])
-    counts = (
-        f"verification {report['verdict']}: {passed} of {len(judged)} cases pass, {told} of "
-        f"{len(report['controls'])} planted faults told apart, {report['seconds']} s"
-    )
-    return "\n".join([counts, *(margin_line(kind, margin) for kind, margin in report["margins"].items())])

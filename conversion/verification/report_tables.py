@@ -4,6 +4,9 @@
 Each takes a report that `check_report` has seen. Imports nothing heavy, so that publishing starts without torch.
 """
 
+from conversion.common.report_schema import PASS, REPORTED
+
+
 _NUMBERS = ("min_cosine", "relative_error", "max_abs")
 # Of which the model card shows the rows; `VERIFICATION.md` shows all.
 _OUTPUTS = ("last_hidden_state", "pooler_output")
@@ -78,6 +81,18 @@ def margin_line(kind: str, margin: dict) -> str:
         f"nearest {kind} fault: {margin['nearest_fault']} at a relative error of {error_text(margin['fault'])}, the "
         f"real model at {error_text(margin['model'])}{times} ({margin['weights']} weights)"
     )
+
+
+def summary_line(report: dict) -> str:
+    """The verdict with its counts, and a line on each margin, which the first reports did not have."""
+    judged = [case for case in report["cases"] if case["result"] != REPORTED]
+    passed = sum(case["result"] == PASS for case in judged)
+    told = sum(control["detected"] for control in report["controls"])
+    counts = (
+        f"verification {report['verdict']}: {passed} of {len(judged)} cases pass, {told} of "
+        f"{len(report['controls'])} planted faults told apart, {report['seconds']} s"
+    )
+    return "\n".join([counts, *(margin_line(kind, margin) for kind, margin in report.get("margins", {}).items())])
 
 
 def facts_line(config: dict) -> str:

@@ -106,6 +106,7 @@ def run_worker(
         "folder": str(Path(request.folder).resolve()),
         # Not resolved: a link to a file may have the suffix that tells its format, and the file none.
         "weights": str(request.source.checkpoint.path.absolute()),
+        "prefix": request.source.checkpoint.prefix,
         "source_config": asdict(request.source.config),
         "stored_dtype": str(stored_dtype).removeprefix("torch."),
         "attn_implementation": request.attn_implementation,

@@ -102,12 +102,12 @@ def open_job(request: dict) -> Job:
     """Opens what a request names.
 
     Args:
-        request: `folder`, `weights`, `source_config`, `stored_dtype`, `attn_implementation`, `time_budget`, `parent`,
-            and `only_controls`, names of the faults to try, or None for the whole verification.
+        request: `folder`, `weights`, `prefix`, `source_config`, `stored_dtype`, `attn_implementation`, `time_budget`,
+            `parent`, and `only_controls`, names of the faults to try, or None for the whole verification.
     """
     folder, only = Path(request["folder"]), request["only_controls"]
     config = SourceConfig(**request["source_config"])
-    checkpoint = read_checkpoint(request["weights"])
+    checkpoint = read_checkpoint(request["weights"], prefix=request["prefix"])
     weights = oracle_weights(checkpoint, getattr(torch, request["stored_dtype"]))
     cases = {case.name: case for case in build_cases(config.patch_size)}
     faults = tuple(fault for fault in FAULTS if only is None or fault.name in only)

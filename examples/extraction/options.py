@@ -29,17 +29,6 @@ def add_file_limits(parser: argparse.ArgumentParser, names: Sequence[str] | None
             group.add_argument(f"--{field.name}", type=int, metavar="BYTES", help=f"default {field.default}")
 
 
-def from_options(kind: type, options: argparse.Namespace, **others):
-    """A dataclass made of the options of its fields' names; what was not given has the dataclass's default.
-
-    Raises:
-        ValueError: as the dataclass does.
-    """
-    names = {field.name for field in fields(kind)}
-    given = {name: value for name, value in vars(options).items() if name in names and value is not None}
-    return kind(**given, **others)
-
-
 def attach_value(arguments: Sequence[str], option: str) -> list[str]:
     """Command-line arguments with a value that may start with a minus sign, which argparse takes for an option
     unless it is attached."""

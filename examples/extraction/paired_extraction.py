@@ -41,7 +41,10 @@ def extract_pair(request: PairedRequest) -> Report:
             that do not go together, and a folder that another run is writing.
         OSError: if a model cannot be had.
     """
-    for option, (name, _) in {"hf_model_path": request.dense_model, "packing_model_path": request.packing_model}.items():
+    for option, (name, _) in {
+        "hf_model_path": request.dense_model,
+        "packing_model_path": request.packing_model,
+    }.items():
         check_model_name(option, name)
     for name, path in request.files.items():
         if not path.exists():

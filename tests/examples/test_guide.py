@@ -2,27 +2,16 @@
 """Every command of the guide runs, in order, in what a fresh clone holds."""
 
 import re
-import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.examples.commands import EXAMPLES, ROOT, environment
+from tests.clone import commands_in, copy_project, shrink_demo
+from tests.examples.commands import EXAMPLES, environment
 from tests.loopback_hub import LoopbackHub
 from tests.test_documents import code_blocks
-
-
-# A conversion verifies the biggest pack that fits its time budget.
-HURRIED_PYTHON = """#!/bin/sh
-case "$1" in conversion/convert_*) set -- "$@" --time_budget 0.05 ;; esac
-exec {python} "$@"
-"""
-ACCELERATE = """#!/bin/sh
-exec {python} -m accelerate.commands.accelerate_cli "$@"
-"""
 
 
 def test_both_languages_give_the_same_commands():
@@ -56,31 +45,8 @@ def test_options_named_in_the_guides_exist():
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory) -> Path:
-    """What a clone holds, as far as the guide needs it."""
-    folder = tmp_path_factory.mktemp("clone")
-    for name in ("conversion", "examples", "hub_configs", "llava_vit_hf"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    shutil.copy(ROOT / "requirements.txt", folder)
-    # The size of the demo's model is most of the time here, and no matter of the guide.
-    script = folder / "conversion" / "make_demo_inputs.py"
-    text = script.read_text(encoding="utf-8")
-    for name, size, smaller in (
-        ("hidden_size", 128, 64),
-        ("num_hidden_layers", 4, 2),
-        ("intermediate_size", 512, 128),
-    ):
-        assert text.count(f"{name}={size}") == 1
-        text = text.replace(f"{name}={size}", f"{name}={smaller}")
-    script.write_text(text, encoding="utf-8")
-    return folder
-
-
-def commands_of(folder: Path) -> Path:
-    """A folder with the commands of the guide, those that take long in their shortest form."""
-    folder.mkdir()
-    for name, code in (("python", HURRIED_PYTHON), ("accelerate", ACCELERATE)):
-        (folder / name).write_text(code.format(python=shlex.quote(sys.executable)), encoding="utf-8")
-        (folder / name).chmod(0o755)
+    folder = copy_project(tmp_path_factory.mktemp("guide") / "clone")
+    shrink_demo(folder)
     return folder
 
 
@@ -101,9 +67,8 @@ def run_blocks(blocks: list[tuple[str, str]], folder: Path, variables: dict[str,
 def test_every_command_runs(clone, tmp_path):
     with LoopbackHub() as hub:
         hub.add_token("hf_writer", "your-name")
-        hub.create_repo("your-name/your-model")
         variables = environment(**hub.client_environment(tmp_path, token="hf_writer"))
-        variables["PATH"] = f"{commands_of(tmp_path / 'bin')}:{variables['PATH']}"
+        variables["PATH"] = f"{commands_in(tmp_path / 'bin')}:{variables['PATH']}"
         # The requirements are there: pip says so, and can fetch nothing.
         variables |= {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         output = run_blocks(code_blocks("examples/README.md"), clone, variables)

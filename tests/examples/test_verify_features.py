@@ -200,7 +200,7 @@ VERIFY = """
 import sys
 from examples import verify_features
 for reference in sys.argv[2:]:
-    code = verify_features.main(["--features_dir", sys.argv[1], "--reference", *reference.split("@")])
+    code = verify_features.main(["--features_dir", sys.argv[1], "--reference", reference])
     print(f"exit code {code}", flush=True)
 """
 
@@ -215,18 +215,21 @@ def run_program(program: str, *arguments, env: dict[str, str]) -> str:
     return result.stdout
 
 
-def test_through_the_hub(four_features, mine, tmp_path):
+def test_through_the_hub(models, four_features, mine, tmp_path):
     """Publishing is one commit, which a verifier can pin; later commits do not matter then."""
     change_arrays(mine, "features_hf.npz", lambda arrays: arrays.pop("image1"))
     with LoopbackHub() as hub:
         hub.add_token("hf_writer", "user")
         repo = hub.create_repo("user/model")
+        repo.commit({path.name: path.read_bytes() for path in (models / "tiny_dense").iterdir()}, "A model")
         writer = environment(**hub.client_environment(tmp_path / "writer", token="hf_writer"))
         urls = run_program(PUBLISH, four_features, "user/model", mine, "user/model", env=writer).splitlines()
         assert len(urls) == len(hub.matching("POST", "/commit/")) == 2
         names = {name for name in repo.files() if name.startswith("verification/")}
         assert names == {f"verification/{name}" for name in contents(four_features)}
-        pinned = f"user/model@--revision={urls[0].split('/commit/')[1]}"
+        # The model has no card of ours that could name a tag, so what to pin is the commit.
+        pinned = urls[0].split()[0]
+        assert pinned == f"user/model@{urls[0].split('/commit/')[1]}"
 
         reader = environment(**hub.client_environment(tmp_path / "reader"))
         output = run_program(VERIFY, four_features, pinned, "user/model", "user/none", env=reader)
@@ -234,8 +237,15 @@ def test_through_the_hub(four_features, mine, tmp_path):
         assert "made from the same: PASS" in same and same.endswith("exit code 0")
         assert "image1 dense: missing from the reference" in changed and changed.endswith("exit code 1")
         assert "--reference user/none" in missing and missing.endswith("exit code 2")
-        refused = run_program(PUBLISH, mine, "user/none", mine, "not a repo id", env=reader).splitlines()
-        assert refused[0].startswith("refused: --publish user/none") and "not a repo id" in refused[-1]
+        repo.commit({"modeling_llava_vit.py": b"# another\n"}, "Other code")
+        hub.create_repo("user/bert").commit({"config.json": b'{"model_type": "bert"}'}, "Another model")
+        arguments = [
+            part for repo_id in ("user/none", "not a repo id", "user/model", "user/bert") for part in (mine, repo_id)
+        ]
+        none, no_id, other, bert = run_program(PUBLISH, *arguments, env=writer).splitlines()
+        assert none.startswith("refused: --publish user/none") and "not a repo id" in no_id
+        assert "user/bert holds no model of this project" in bert
+        assert "of another model than user/model holds: modeling_llava_vit.py is another" in other
         assert len(hub.matching("POST", "/commit/")) == 2
 
 

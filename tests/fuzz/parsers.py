@@ -363,9 +363,18 @@ def features_metadata(folder: Path) -> tuple[list[bytes], Parse]:
 
     for name in ("features_hf.npz", "features_packing.npz"):
         (folder / name).write_bytes(_array_archive())
-    facts = {"sha256": "a" * 64, "frame_indices": [0], "pixels_sha256": "b" * 64, "path": "/x/a.jpg"}
-    models = {"dense": {"processor_sha256": "c", "weights_sha256": {"model.safetensors": "d"}, "path": "/x"}}
-    metadata = {"dtype": "float32", "inputs": {"a": {"dense": facts, "packing": facts}}, "models": models}
+    (folder / "report.json").write_text('{"passed": true}')
+    facts = {
+        "sha256": "a" * 64,
+        "frame_indices": [0],
+        "pixels_sha256": "b" * 64,
+        "file": "a.jpg",
+        "source": "/x/a.jpg",
+    }
+    hashes = {"weights_sha256": {"model.safetensors": "d"}, "code_sha256": {"modeling_llava_vit.py": "e"}}
+    models = {"dense": {"processor_sha256": "c", **hashes, "path": "/x"}}
+    inputs = {"a": {"dense": facts, "packing": facts}}
+    metadata = {"dtype": "float32", "num_frames": 8, "inputs": inputs, "models": models}
     path = folder / "metadata.json"
     path.write_text(json.dumps(metadata))
     mine = open_features(folder)

@@ -4,9 +4,11 @@
 import hashlib
 import json
 import os
+import pickle
 import zipfile
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,11 +123,37 @@ def test_code_in_a_pickle_is_refused_and_not_run(tmp_path, weights, as_zip):
     assert not (tmp_path / "ran").exists()
 
 
+def test_arguments_of_training_beside_the_weights_are_skipped(tmp_path, weights):
+    torch.save({"model": weights, "args": Namespace(lr=1, nested=Namespace(seed=2))}, tmp_path / "args.pt")
+    require_same(read_checkpoint(tmp_path / "args.pt"), weights)
+    # Only while the file is read.
+    with pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "args.pt", weights_only=True)
+
+
 def test_objects_beside_the_weights_are_named_without_advising_to_trust_them(tmp_path, weights):
-    torch.save({"model": weights, "args": Namespace(lr=1)}, tmp_path / "args.pt")
-    with pytest.raises(CheckpointError, match="argparse.Namespace") as caught:
+    torch.save({"model": weights, "args": Namespace(output=SimpleNamespace(lr=1))}, tmp_path / "args.pt")
+    with pytest.raises(CheckpointError, match="types.SimpleNamespace") as caught:
         read_checkpoint(tmp_path / "args.pt")
     assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("wrapped", ["", "module."])
+def test_an_encoder_within_a_larger_model_is_taken_by_its_prefix(tmp_path, weights, wrapped):
+    larger = {f"{wrapped}visual.trunk.{name}": tensor for name, tensor in weights.items()}
+    larger |= {
+        f"{wrapped}{name}": torch.ones(3) for name in ("visual.head.proj.weight", "text.embedding", "logit_scale")
+    }
+    save_file(larger, tmp_path / "clip.safetensors")
+    require_same(read_checkpoint(tmp_path / "clip.safetensors", prefix="visual.trunk."), weights)
+    with pytest.raises(
+        CheckpointError, match=r"under the prefix 'visual\.trunk\.'\. Give it as --prefix visual\.trunk\."
+    ):
+        read_checkpoint(tmp_path / "clip.safetensors")
+    with pytest.raises(
+        CheckpointError, match=r"no name that starts with 'vision\.'; names start with logit_scale, text"
+    ):
+        read_checkpoint(tmp_path / "clip.safetensors", prefix="vision.")
 
 
 @pytest.mark.parametrize("version", ["2.5.1", "2.9.1", "2.9.1+cu128"])

@@ -9,7 +9,7 @@ import torch
 
 from conversion.checkpoints.model_folder_writer import ConversionRequest, convert_folder
 from conversion.common.metrics import compare
-from conversion.common.model_folder import model_file_names
+from conversion.common.model_folder import model_file_names, processor_sha256
 from conversion.source.peaked_weights import peaked_state_dict
 from tests.conversion.weights import tiny_config
 
@@ -66,7 +66,14 @@ def report_of(folder: Path, verdict: str = "PASS") -> dict:
         "bounds": {"float32": {"min_cosine": 0.99999999, "relative_error": 1e-5, "max_abs": None}},
         "cases": [case],
         "controls": [control],
-        "margins": {},
+        "margins": {
+            "structural": {
+                "nearest_fault": control["name"],
+                "fault": wrong["relative_error"],
+                "model": metrics["relative_error"],
+                "weights": "converted",
+            }
+        },
         "taken_on_trust": "2 attention heads.",
         "notes": ["The weights hide nothing."],
         "seconds": 1.0,
@@ -83,3 +90,37 @@ def write_report(folder: Path, report: dict | None = None) -> Path:
 def verified_folder(folder: Path, layout: str = "dense", seed: int = 0, **request) -> Path:
     """A converted folder with a report that says PASS."""
     return write_report(converted_folder(folder, layout, seed, **request))
+
+
+def features_folder(folder: Path, **models: Path) -> Path:
+    """A run over four inputs with the folders `dense=` and `packing=`, as `extract_features.py` leaves it."""
+    folder.mkdir()
+    inputs = {}
+    for name in ("image1", "image2", "video1", "video2"):
+        path = folder.with_name(f"{name}.bin")
+        path.write_bytes(name.encode())
+        facts = {"file": path.name, "sha256": sha256_of(path.read_bytes()), "source": str(path)}
+        inputs[name] = {"dense": facts, "packing": facts}
+    metadata = {
+        "feature": "hidden_states[-2]",
+        "num_frames": 8,
+        "dtype": "float32",
+        "inputs": inputs,
+        "models": {layout: model_facts(path) for layout, path in models.items()},
+    }
+    (folder / "metadata.json").write_text(json.dumps(metadata))
+    (folder / "report.json").write_text('{"passed": true}')
+    for name in ("features_hf.npz", "features_packing.npz"):
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def model_facts(folder: Path) -> dict:
+    """What a run records of a model."""
+    hashes = file_hashes(folder)
+    return {
+        "path": str(folder),
+        "weights_sha256": {name: value for name, value in hashes.items() if name.endswith(".safetensors")},
+        "code_sha256": {name: value for name, value in hashes.items() if name.endswith(".py")},
+        "processor_sha256": processor_sha256(json.loads((folder / "preprocessor_config.json").read_text())),
+    }

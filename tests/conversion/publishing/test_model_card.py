@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from conversion.common.model_folder import PublishError, PublishInputError, read_model_folder
+from conversion.publishing.card_features import CardRecord
 from conversion.publishing.model_card import BEGIN, END, NOTICE, render_card
 from conversion.verification.report import markdown_report, read_report
 from conversion.verification.report_tables import (
@@ -25,8 +26,9 @@ from tests.loopback_hub import LoopbackHub
 PROSE = "# Our model\n\nTrained with care.\n\n## Citation\n\n> cite us\n"
 
 
-def card_of(folder, pin="verified-0", **options):
-    return render_card(read_model_folder(folder), "user/model.v1", pin, **options)
+def card_of(folder, pin="verified-0", features=None, sibling=None, project_url=None, **given):
+    record = CardRecord("user/model.v1", pin, pin, sibling, project_url)
+    return render_card(read_model_folder(folder), record, features, **given)
 
 
 @pytest.fixture(params=["dense", "packing"])
@@ -73,7 +75,7 @@ def test_facts_come_from_the_files(folder):
 
 def test_every_executed_file_is_listed_with_its_hash(folder):
     content = card_of(folder)
-    code, data = content[content.index("## Code that") :].split("Weights, configuration and report:")
+    code, data = content[content.index("<summary>Code that") :].split("<summary>Weights, configuration and report")
     for path in folder.iterdir():
         row = f"| `{path.name}` | {path.stat().st_size} | `{sha256_of(path.read_bytes())}` |"
         assert (row in code) == (path.suffix == ".py")
@@ -82,14 +84,15 @@ def test_every_executed_file_is_listed_with_its_hash(folder):
 
 def test_verification_tables_show_the_report(folder):
     content = card_of(folder)
-    assert "Verdict: **PASS** (2026-11-23T12:00:00+00:00), against `backbone.pt`" in content
+    assert "**PASS** (2026-11-23T12:00:00+00:00), against `backbone.pt`" in content
+    assert "* nearest structural fault: height_width_swapped at a relative error of 6.32e-01" in content
     assert "float32: min cosine >= 0.99999999, relative error <= 1e-05" in content
     assert "| image_448 | float32 | hidden_states[-2] | 0.80000000 | 6.32e-01 | 1.00e+00 | PASS |" in content
     assert "| image_448 | float32 | pooler_output | 1.00000000 | " in content
-    assert "\n\nThe weights hide nothing.\n\n" in content
+    assert "\n* The weights hide nothing.\n" in content
     assert "| height_width_swapped | positions (t, w, h) for (t, h, w) | image_448 | structural |" in content
     assert f"| image_448 | one \\| image | 1x32x32 | `{'b' * 64}` |" in content
-    assert "| transformers | 5.23.0 |" in content and "verify_model.py MODEL_FOLDER --source" in content
+    assert "| transformers | 5.23.0 |" in content and "verify_model.py model.v1\n" in content
 
 
 def test_hidden_fault_and_absent_numbers_stand_out(folder):
@@ -186,7 +189,9 @@ def test_reports_of_the_first_form_are_published_with_their_tables(folder):
     with pytest.raises(ValueError, match="has no field taken_on_trust, margins"):
         read_report(write_report(folder, first))
     hash_of_report = sha256_of((folder / "verification.json").read_bytes())
-    tables = content[: content.index("## Code that")]
+    tables = "".join(
+        line for line in content[: content.index("## Files")].splitlines(True) if "* nearest " not in line
+    )
     assert card_of(folder).startswith(tables) and hash_of_report in card_of(folder)
     first["cases"][0]["arrays"]["pooler_output"] = {"min_cosine": 1.0}
     with pytest.raises(PublishInputError, match=r"cases\[0\]\.arrays\.pooler_output has no field mean_cosine"):

@@ -7,6 +7,7 @@ back is left out here, and has its tests in `tests/test_hub_end_to_end.py`.
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,11 +18,18 @@ from huggingface_hub.errors import OfflineModeIsEnabled
 
 from conversion import convert_llava_vit_to_hf
 from conversion.common.model_folder import ModelFile, PublishError, PublishInputError, read_model_folder
+from conversion.publishing.card_features import CardRecord
 from conversion.publishing.hub_client import UPLOAD_AGAIN, HubClient, RepoState, failure, wait_before_retry
 from conversion.publishing.one_commit import check_listing
 from conversion.publishing.options import add_publish_arguments
-from conversion.publishing.publish import PublishResult, publish_folder
-from tests.conversion.publishing.publishable import report_of, sha256_of, verified_folder, write_report
+from conversion.publishing.publish import PublishRequest, PublishResult
+from tests.conversion.publishing.publishable import (
+    features_folder,
+    report_of,
+    sha256_of,
+    verified_folder,
+    write_report,
+)
 from tests.loopback_hub import LoopbackHub
 from tests.warm_python import REAL
 
@@ -52,7 +60,7 @@ def folder(tmp_path):
 
 
 def start(hub, folder, *options, repo=REPO, token=TOKEN):
-    command = [REAL, "-c", PUSH.format(root=str(ROOT)), str(folder), repo, *options]
+    command = [REAL, "-c", PUSH.format(root=str(ROOT)), str(folder), repo, *map(str, options)]
     environment = hub.client_environment(folder.parent / "cache", token)
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -418,7 +426,7 @@ def test_file_over_five_gigabytes_is_uploaded_in_blocks(hub, folder):
 @pytest.mark.parametrize("repo_id", ["name", "user/", "user/name/more", "user/na me", "user/name..x"])
 def test_repo_id_is_checked_first(folder, repo_id):
     with pytest.raises(PublishInputError, match="no repo id"):
-        publish_folder(folder, repo_id)
+        PublishRequest(folder=folder, repo_id=repo_id)
 
 
 def test_exit_code_is_2_for_what_cannot_be_published_at_all(hub, folder, tmp_path):
@@ -491,7 +499,7 @@ def test_the_hub_s_listing_must_be_exactly_what_was_sent(change, message):
     after |= {name: listed(content) for name, content in change.items() if content is not None}
     for name in (name for name, content in change.items() if content is None):
         del after[name]
-    check = (Listing(after), REPO, "c" * 40, RepoState("p" * 40, False, before, None, None))
+    check = (Listing(after), REPO, "c" * 40, RepoState("p" * 40, False, before, {}))
     files = [ModelFile.from_bytes("a.py", b"new")]
     if message is None:
         check_listing(*check, files, ["old.py"])
@@ -513,7 +521,7 @@ def test_offline_says_how_to_leave_it_and_once(monkeypatch):
 
 def test_pull_request_and_branch_exclude_each_other(folder):
     with pytest.raises(PublishError, match="drop the revision"):
-        publish_folder(folder, REPO, revision="candidate", create_pr=True)
+        PublishRequest(folder=folder, repo_id=REPO, revision="candidate", create_pr=True)
 
 
 def test_options_of_conversion_scripts_and_of_the_push_script():
@@ -525,8 +533,8 @@ def test_options_of_conversion_scripts_and_of_the_push_script():
     assert parser.parse_args([]).push_to_hub is None
     alone = argparse.ArgumentParser()
     add_publish_arguments(alone, standalone=True)
-    options = alone.parse_args([REPO, "--revision", "b"])
-    assert (options.push_to_hub, options.push_revision) == (REPO, "b")
+    options = alone.parse_args(["folder", REPO, "--revision", "b"])
+    assert (options.targets, options.push_revision) == (["folder", REPO], "b")
     assert not any("token" in option for option in alone._option_string_actions)
 
 
@@ -562,3 +570,124 @@ def test_calls_end_after_all_waits_and_lasting_errors_are_not_repeated():
     with pytest.raises(PublishError, match="Asking failed: no such file"):
         client.call("Asking", fail, FileNotFoundError("no such file"))
     assert len(calls) == 4
+
+
+FEATURES = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from conversion.common.model_folder import PublishError
+from conversion.publishing.publish_features import publish_features
+try:
+    print(publish_features(Path(sys.argv[1]), sys.argv[2], create_pr="pr" in sys.argv[3:]))
+except PublishError as error:
+    sys.exit(f"refused: {{error}}")
+"""
+
+
+@pytest.fixture
+def pair(tmp_path):
+    """A dense and a packing folder, and features of both."""
+    dense = verified_folder(tmp_path / "dense")
+    packing = verified_folder(tmp_path / "packing", "packing")
+    return dense, packing, features_folder(tmp_path / "features", dense=dense, packing=packing)
+
+
+def push_features(hub, folder, *options, code=0):
+    command = [REAL, "-c", FEATURES.format(root=str(ROOT)), str(folder), REPO, *options]
+    environment = hub.client_environment(folder.parent / "cache", TOKEN)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def card_and_pin(hub, repo_id=REPO, revision="main"):
+    card = hub.repo(repo_id).files(revision)["README.md"].read().decode()
+    return card, CardRecord.read(card).pin
+
+
+@pytest.mark.long
+def test_two_models_are_pushed_together_with_features_and_name_each_other(hub, pair):
+    dense, packing, features = pair
+    other = "user/packing"
+    out = push(hub, dense, packing, other, "--features", features, "--dry_run")
+    assert not hub.repos and out.count("dry run: nothing was sent") == 2 and out.count("# packing\n") == 1
+    push(hub, dense, packing, other, "--features", features)
+    pins = {repo_id: card_and_pin(hub, repo_id)[1] for repo_id in (REPO, other)}
+    assert all(re.fullmatch(r"verified-\w{12}-\w{12}", pin) for pin in pins.values())
+    for repo_id, sibling in ((REPO, other), (other, REPO)):
+        card, pin = card_and_pin(hub, repo_id)
+        assert CardRecord.read(card).sibling == f"{sibling}@{pins[sibling]}"
+        assert hub.repo(repo_id).at(pin) is hub.repo(repo_id).at()
+        assert "verification/features_hf.npz" in hub.repo(repo_id).files(pin)
+    # The sibling that the card names stays named when nothing but the card's text changes.
+    push(hub, dense, "--base_model", "user/base")
+    assert CardRecord.read(card_and_pin(hub)[0]).sibling == f"{other}@{pins[other]}"
+    assert "verification/features_hf.npz" in hub.repo(REPO).files() and card_and_pin(hub)[1] == pins[REPO]
+    assert "a dense and a packing one, to two repos" in push(hub, dense, dense, other, code=2)
+    assert "sibling is for one model" in push(hub, dense, packing, other, "--sibling", "user/x", code=2)
+    assert "expected FOLDER REPO_ID" in push(hub, dense, packing, code=2)
+
+
+@pytest.mark.long
+def test_features_of_other_weights_are_refused_replaced_or_removed(hub, pair, tmp_path):
+    dense, _, features = pair
+    push(hub, dense, "--features", features)
+    hub.repo(REPO).commit({"verification/notes.md": b"mine"}, "Notes")
+    new = verified_folder(tmp_path / "new", seed=1)
+    before = hub.repo(REPO).at()
+    out = push(hub, new, code=1)
+    assert "not of this model: model.safetensors is another" in out and "--remove_features" in out
+    assert "features of another model than" in push(hub, new, "--features", features, code=1)
+    assert "give one" in push(hub, new, "--features", features, "--remove_features", code=2)
+    assert "with_inputs goes with features" in push(hub, new, "--with_inputs", code=2)
+    assert hub.repo(REPO).at() is before
+
+    again = features_folder(tmp_path / "again", dense=new)
+    (again / "features_packing.npz").unlink()
+    push(hub, new, "--features", again)
+    below = {name for name in hub.repo(REPO).files() if name.startswith("verification/")}
+    assert below == {
+        f"verification/{name}" for name in ("metadata.json", "features_hf.npz", "report.json", "notes.md")
+    }
+    _, pin = card_and_pin(hub)
+    assert hub.repo(REPO).at(pin) is hub.repo(REPO).at()
+
+    out = push(hub, dense, "--remove_features")
+    assert "deleted from the repo: verification/metadata.json" in out
+    assert [name for name in hub.repo(REPO).files() if name.startswith("verification/")] == ["verification/notes.md"]
+    card, pin = card_and_pin(hub)
+    assert re.fullmatch(r"verified-\w{12}", pin) and "### Compare features" not in card
+
+
+@pytest.mark.long
+def test_later_features_move_the_card_to_a_new_tag_and_the_old_one_stays(hub, pair):
+    dense, _, features = pair
+    push(hub, dense)
+    card, first = card_and_pin(hub)
+    said = push_features(hub, features)
+    changed, second = card_and_pin(hub)
+    assert second.startswith(f"{first}-") and said.startswith(f"{REPO}@{second} {hub.endpoint}/{REPO}/commit/")
+    assert titles(hub)[0] == "Add features for verification"
+    assert hub.repo(REPO).at(second) is hub.repo(REPO).at()
+    assert hub.repo(REPO).files(first)["README.md"].read().decode() == card
+    assert "verification/metadata.json" not in hub.repo(REPO).files(first)
+    assert f"--reference {REPO}@{second}" in changed and first not in changed.replace(second, "").replace(
+        f'"model": "{first}"', ""
+    )
+    # As if both had been published together.
+    push(hub, dense, "--features", features)
+    assert hub.repo(REPO).at(second) is hub.repo(REPO).at() and card_and_pin(hub)[1] == second
+    assert "nothing to propose" in push_features(hub, features, "pr", code=1)
+    (features / "report.txt").write_text("other")
+    assert push_features(hub, features, "pr").startswith(f"{REPO}@refs/pr/1 {hub.endpoint}/{REPO}/discussions/1")
+    assert card_and_pin(hub, revision="refs/pr/1")[1] == "refs/pr/1" and card_and_pin(hub)[1] == second
+
+
+def test_the_card_can_be_written_without_the_hub(hub, folder, tmp_path):
+    push(hub, folder, "--card_out", str(tmp_path / "card.md"), "--project_url", "https://example.org/x", token=None)
+    assert not hub.requests
+    card = (tmp_path / "card.md").read_text()
+    assert "**Verified: PASS.**" in card and "[llava_vit_hf](https://example.org/x)" in card
+    assert card in push(hub, folder, "--dry_run", "--project_url", "https://example.org/x")
+    assert "must be a web address" in push(hub, folder, "--dry_run", "--project_url", "javascript:x", code=2)
