@@ -23,6 +23,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoProcessor, Qwen2Co
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conversion.common.arguments import ArgumentParser  # noqa: E402
+from conversion.common.hub_revision import split_revision  # noqa: E402
 
 
 IGNORED = -100
@@ -159,8 +160,9 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("--video needs --packing_model_path: one batch holds images and videos")
 
     torch.manual_seed(0)
-    path = options.packing_model_path or options.dense_model_path
-    source = {"trust_remote_code": True, "revision": options.revision}
+    option = "packing_model_path" if options.packing_model_path else "dense_model_path"
+    path, revision = split_revision(f"--{option}", getattr(options, option), options.revision)
+    source = {"trust_remote_code": True, "revision": revision}
     vision = AutoModel.from_pretrained(path, dtype=torch.float32, **source)
     processor = AutoProcessor.from_pretrained(path, **source)
     tower = (PackingTower if options.packing_model_path else DenseTower)(vision, options.select_layer)

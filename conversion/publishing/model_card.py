@@ -142,7 +142,7 @@ def headline(folder: ModelFolder) -> str | None:
     errors = [case["arrays"]["last_hidden_state"]["relative_error"] for case in report["cases"] if _is_float32(case)]
     told = sum(control["detected"] for control in report["controls"])
     return (
-        f"Every layer equals an independent encoder's in {len(errors)} comparisons, relative error at most "
+        f"Every layer agrees with an independent encoder's in {len(errors)} comparisons, relative error at most "
         f"{error_text(max(errors, default=None))} in float32; {told} of {len(report['controls'])} "
         "planted faults detected."
     )
