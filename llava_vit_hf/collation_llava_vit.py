@@ -5,7 +5,7 @@ Patches may be chosen, by a mask or as the best by a score (as a video codec's m
 names patches of each sample's full `(t, h, w)` grid; what is kept stays in `(t, h, w)` order.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,13 +13,16 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import BatchFeature
 
-from .grid_llava_vit import cumulative_lengths, grid_positions, patch_view
+from .grid_llava_vit import check_integers, cumulative_lengths, grid_positions, patch_view
+from .inputs_llava_vit import sample_lengths
 from .pixels_llava_vit import pixel_table, write_pixels
 from .settings_llava_vit import LlavaViTSettings
 
 
 # The arguments that choose patches.
 SELECTION = ("keep", "scores", "top_k")
+# What every pack has beside its `pixel_values`; of these, a dense batch may have the last.
+PACK = ("grid_thw", "cu_seqlens", "max_seqlen", "patch_positions")
 
 
 @dataclass
@@ -142,6 +145,89 @@ def _stack(samples: list[Sample], settings: LlavaViTSettings) -> dict[str, Any]:
     if selected or any(clips):
         data["patch_positions"] = torch.stack([sample.positions(settings.patch_size) for sample in samples])
     return data
+
+
+def join_inputs(inputs: Sequence[Mapping[str, Any]]) -> BatchFeature:
+    """Joins model inputs that were made one by one to what one call with all their samples gives, bit for bit.
+
+    Args:
+        inputs: outputs of the processor for one of the models, each of one sample or several. Other keys, such as
+            labels, are joined too if they are tensors with a row per sample, or lists.
+
+    Returns:
+        Tensors and lists one after another in the order given, `cu_seqlens` of all rows, and the largest `max_seqlen`.
+
+    Raises:
+        ValueError: for an empty list, and for inputs of both models, without a key, of another dtype, device or shape
+            than the first, or that do not fit together; the message names which and the key.
+    """
+    _check_keys(inputs)
+    columns = {key: [one[key] for one in inputs] for key in inputs[0]}
+    for key, values in columns.items():
+        if key != "max_seqlen" and not all(isinstance(value, list) for value in values):
+            _check_alike(key, values)
+    for index, one in enumerate(inputs if "cu_seqlens" in columns else ()):
+        try:
+            sample_lengths(len(one["pixel_values"]), **{key: one[key] for key in PACK})
+            check_integers("patch_positions", one["patch_positions"], len(one["pixel_values"]), 3)
+        except ValueError as error:
+            raise ValueError(f"inputs[{index}]: {error}") from error
+    return BatchFeature({key: _join(key, values) for key, values in columns.items()})
+
+
+def _join(key: str, values: list[Any]) -> Any:
+    if key == "max_seqlen":
+        return max(map(int, values))
+    if key == "cu_seqlens":
+        return cumulative_lengths(torch.cat([value.diff() for value in values]))
+    return [item for value in values for item in value] if isinstance(values[0], list) else torch.cat(values)
+
+
+def _check_keys(inputs: Sequence[Mapping[str, Any]]) -> None:
+    """Checks that all of a list of inputs have the keys of the first, and those that its model needs."""
+    if not isinstance(inputs, list | tuple) or not inputs or not all(isinstance(one, Mapping) for one in inputs):
+        several = isinstance(inputs, list | tuple)
+        found = f"a list of {[type(one).__name__ for one in inputs]}" if several else type(inputs).__name__
+        raise ValueError(f"inputs must be a list of at least one output of the processor, found {found}.")
+    keys = [{key for key, value in one.items() if value is not None} for one in inputs]
+    packed = [not own.isdisjoint(PACK[:-1]) for own in keys]
+    if len(set(packed)) > 1:
+        raise ValueError(
+            f"inputs[0] and inputs[{packed.index(not packed[0])}] are for different models, dense and packing. Make "
+            "all of them by one processor."
+        )
+    expected = {"pixel_values", *keys[0], *(PACK if packed[0] else ())}
+    for index, own in enumerate(keys):
+        missing, more = sorted(expected - own), sorted(own - expected)
+        if missing or more:
+            found = " and ".join([f"no {key}" for key in missing] + more)
+            raise ValueError(
+                f"inputs[{index}] has {found}; expected in each: {', '.join(sorted(expected))}."
+                + " A dense batch cannot hold both images and clips." * (not packed[0])
+            )
+
+
+def _check_alike(key: str, values: list[Any]) -> None:
+    """Checks that values of `inputs` are tensors that can be joined along the first dimension."""
+    for index, value in enumerate(values):
+        if not isinstance(value, torch.Tensor) or value.ndim == 0:
+            found = f"{type(value).__name__} of shape {tuple(getattr(value, 'shape', ()))}"
+            raise ValueError(
+                f"inputs[{index}]: {key} must be a tensor of at least one dimension, as return_tensors='pt' makes it, "
+                f"found {found}."
+            )
+        kinds = [(one.dtype, str(one.device)) for one in (values[0], value)]
+        if kinds[0] != kinds[1]:
+            raise ValueError(
+                f"{key}: found {kinds[0]} in inputs[0] and {kinds[1]} in inputs[{index}]; expected one kind."
+            )
+        shapes = [tuple(one.shape) for one in (values[0], value)]
+        if shapes[0][1:] != shapes[1][1:]:
+            raise ValueError(
+                f"{key}: found the shapes {shapes[0]} in inputs[0] and {shapes[1]} in inputs[{index}]; only the first "
+                "number may differ. Packs need one patch size, and a dense batch images or clips of one size: pass "
+                "native_resolution=False to resize them, or use the packing model."
+            )
 
 
 def kept_patches(

@@ -12,6 +12,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 # Out of a local folder transformers 4 fetches only the files that this one imports itself, so all are named here.
 from .collation_llava_vit import SELECTION, Sample, collate
 from .grid_llava_vit import patch_view  # noqa: F401
+from .inputs_llava_vit import sample_lengths  # noqa: F401
 from .pixels_llava_vit import check_sample, check_tokens, image_size, label_of, open_image, to_frame, to_rgb
 from .settings_llava_vit import LlavaViTSettings
 

@@ -1,7 +1,8 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """Checks of what the models are given, as far as they need no device synchronisation.
 
-All raise a ValueError that names the argument, what was found and what was expected.
+All raise a ValueError (of an unknown argument a TypeError) that names the argument, what was found and what was
+expected.
 """
 
 from collections.abc import Iterable
@@ -14,6 +15,20 @@ from .grid_llava_vit import TEMPORAL_CONTEXT, check_grid, check_integers
 
 
 logger = logging.get_logger(__name__)
+# Arguments that wrappers pass of themselves, and what to do about them.
+OF_WRAPPERS = {
+    "num_items_in_batch": "Trainer passes num_items_in_batch to what computes a loss, and this model computes none: "
+    "let the forward of your module around it take the argument, and not pass it on.",
+    "interpolate_pos_encoding": "interpolate_pos_encoding is for position embeddings of one image size; the rotary "
+    "ones here take any size as it is: leave the argument out.",
+}
+
+
+def refuse_unexpected(model: nn.Module, unexpected: Iterable[str], hint: str) -> None:
+    """Raises a TypeError if there are unexpected arguments; `hint` is about those that wrappers do not pass."""
+    if names := sorted(unexpected):
+        hints = dict.fromkeys(OF_WRAPPERS.get(name, hint) for name in names)
+        raise TypeError(f"{type(model).__name__}.forward() takes no {', '.join(names)}. {' '.join(hints)}")
 
 
 def check_images(model: nn.Module, pixel_values: torch.Tensor, **others: torch.Tensor | None) -> None:

@@ -18,7 +18,7 @@ from transformers.utils import logging
 from .attention_llava_vit import LlavaViTAttention, LlavaViTPoolingAttention, rotary_embedding
 from .configuration_llava_vit import LlavaViTConfig
 from .grid_llava_vit import check_integers, frame_positions, patch_view
-from .inputs_llava_vit import check_images, check_visible_indices, warn_of_plain_times
+from .inputs_llava_vit import check_images, check_visible_indices, refuse_unexpected, warn_of_plain_times
 from .segments_llava_vit import Segments, attention_kernel
 
 
@@ -157,6 +157,8 @@ class LlavaViTPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image", "video")
     supports_gradient_checkpointing = True
+    # There is no loss here. Trainer would take `**unexpected` for the place of its arguments.
+    accepts_loss_kwargs = False
     _no_split_modules = ["LlavaViTLayer"]
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -341,11 +343,12 @@ class LlavaViTModel(LlavaViTPreTrainedModel):
             TypeError: for arguments of other models, such as the packing model's `grid_thw`.
             ValueError: for shapes, dtypes or indices that do not fit; the message names the argument.
         """
-        if unexpected:
-            raise TypeError(
-                f"LlavaViTModel.forward() takes no {', '.join(sorted(unexpected))}. grid_thw, cu_seqlens and "
-                "max_seqlen are inputs of the packing model: use this folder's processor, or load a packing folder."
-            )
+        refuse_unexpected(
+            self,
+            unexpected,
+            "grid_thw, cu_seqlens and max_seqlen are inputs of the packing model: use this folder's processor, or "
+            "load a packing folder.",
+        )
         asked = self._asked(
             vision_feature_layer,
             output_attentions=output_attentions,

@@ -10,9 +10,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from .attention_llava_vit import LlavaViTPackingAttention
 from .configuration_llava_vit import LlavaViTPackingConfig
 from .grid_llava_vit import check_grid, check_integers, cumulative_lengths, grid_positions
-from .inputs_llava_vit import check_patches, sample_lengths, warn_of_plain_times
+from .inputs_llava_vit import check_patches, refuse_unexpected, sample_lengths, warn_of_plain_times
 from .modeling_llava_vit import LlavaViTLayer, LlavaViTPatchProjection, LlavaViTPreTrainedModel
-from .segments_llava_vit import Segments, needs_lengths, on_device, runs_of
+from .segments_llava_vit import Segments, needs_lengths, on_device, refuse_onnx, runs_of
 
 
 class LlavaViTPackingLayer(LlavaViTLayer):
@@ -60,6 +60,7 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
         return_dict: bool | None = None,
         vision_feature_layer: int | str | Sequence[int | str] | None = None,
         hidden_states: torch.Tensor | None = None,
+        **unexpected: object,
     ) -> BaseModelOutputWithPooling | tuple:
         """
         Args:
@@ -79,13 +80,22 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
             return_dict: `False` for a plain tuple.
             vision_feature_layer: see [`LlavaViTModel`].
             hidden_states: another name of `pixel_values`, for callers of earlier code.
+            unexpected: nothing; inputs of the dense model are refused by name.
 
         Returns:
             `last_hidden_state` `(total_tokens, C)`, `pooler_output` `(samples, C)`, `hidden_states`, `attentions`.
 
         Raises:
-            ValueError: for inputs that do not fit together; the message names the argument.
+            TypeError: for arguments of other models, such as the dense model's `visible_indices`.
+            ValueError: for inputs that do not fit together, and when exported to ONNX; the message names the argument.
         """
+        refuse_unexpected(
+            self,
+            unexpected,
+            "visible_indices is an input of the dense model: use this folder's processor, or load a dense folder.",
+        )
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            refuse_onnx()
         if (pixel_values is None) == (hidden_states is None):
             raise ValueError("Pass the flat patches as pixel_values (or, once, by their earlier name hidden_states).")
         asked = self._asked(

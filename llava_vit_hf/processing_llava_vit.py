@@ -10,10 +10,11 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 # Out of a local folder transformers 4 fetches only the files that this one imports itself, so all are named here.
-from .collation_llava_vit import collate
+from .collation_llava_vit import collate, join_inputs
 from .decoding_llava_vit import BACKENDS  # noqa: F401
 from .grid_llava_vit import split_features
 from .image_processing_llava_vit import LlavaViTImageProcessor
+from .inputs_llava_vit import sample_lengths  # noqa: F401
 from .pixels_llava_vit import pixel_table  # noqa: F401
 from .settings_llava_vit import LlavaViTSettings  # noqa: F401
 from .video_processing_llava_vit import LlavaViTVideoProcessor
@@ -36,6 +37,8 @@ class LlavaViTProcessor(ProcessorMixin):
 
     # Of packed features, one array per sample.
     split_features = staticmethod(split_features)
+    # Of inputs made one by one, those of one call with all samples: the `collate_fn` of a `DataLoader`.
+    collate = staticmethod(join_inputs)
 
     @property
     def video_processor(self) -> LlavaViTVideoProcessor:

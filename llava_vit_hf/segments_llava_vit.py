@@ -226,6 +226,21 @@ def _segment_attention_gradients(
     return tuple(torch.cat(rows) for rows in gradients)
 
 
+def _segment_attention_shape(query: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    """What compilers and exporters run in place of `_segment_attention`."""
+    refuse_onnx()
+    return torch.empty_like(query, memory_format=torch.contiguous_format)
+
+
+def refuse_onnx() -> None:
+    """Raises a ValueError during an export to ONNX."""
+    if torch.onnx.is_in_onnx_export():
+        raise ValueError(
+            "The packing model cannot be exported to ONNX, which has no attention within samples of any lengths. "
+            "Export the dense model of the same weights, which the project's conversion/convert_back.py makes."
+        )
+
+
 def segment_attention_operator():
     """`_segment_attention` as an operator that compilers call without looking inside.
 
@@ -240,7 +255,7 @@ def segment_attention_operator():
     operator = torch.library.custom_op(full_name, _segment_attention, mutates_args=())
     backward = torch.library.custom_op(f"{full_name}_backward", _segment_attention_gradients, mutates_args=())
     contiguous = {"memory_format": torch.contiguous_format}
-    operator.register_fake(lambda query, *_: torch.empty_like(query, **contiguous))
+    operator.register_fake(_segment_attention_shape)
     backward.register_fake(lambda _, *inputs: tuple(torch.empty_like(states, **contiguous) for states in inputs[:3]))
     operator.register_autograd(
         lambda ctx, gradient: (*backward(gradient, *ctx.saved_tensors), None),

@@ -2,8 +2,8 @@
 """The documents: their commands and snippets run, in order, and the files, tests and variables they name exist.
 
 Every Python and shell block of README.md, CONTRIBUTING.md, `docs/` and the READMEs of `conversion/` and `tests/` runs
-on the demo's files, with a Hub on 127.0.0.1. The guide of `examples/` has a test of its own. To save time, one
-conversion is verified and checked again; the others are `--skip_verification` here, and verified in
+on the demo's files, with a Hub on 127.0.0.1. The guide of `examples/` and `docs/using.md` have tests of their own. To
+save time, one conversion is verified and checked again; the others are `--skip_verification` here, and verified in
 `tests/conversion/test_scripts.py`. Of `make` commands only the target is looked up.
 """
 
@@ -24,10 +24,14 @@ from tests.loopback_hub import LoopbackHub
 
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = tuple(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md")))
+# `tests/test_using.py` runs the blocks of the page for users.
+USING = ("docs/using.md", "docs/using_zh.md")
+PAGES = tuple(
+    page for page in (f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))) if page not in USING
+)
 DOCUMENTS = ("README.md", *PAGES, "conversion/README.md", "CONTRIBUTING.md", "tests/README.md")
 DOCUMENTS += ("tests/benchmarks/README.md",)
-ELSEWHERE = ("examples/README.md", "examples/README_zh.md", "SECURITY.md", "CHANGELOG.md")
+ELSEWHERE = (*USING, "examples/README.md", "examples/README_zh.md", "SECURITY.md", "CHANGELOG.md")
 LONGEST_README = 110
 
 # Options that a command gets here beside its own, by script.
@@ -147,10 +151,15 @@ def test_every_snippet_runs_and_prints_what_its_comments_say(clone):
     for document in DOCUMENTS:
         for place, code in enumerate(blocks(document, "python", "py")):
             script += f"# {document}\n{code}{AFTER.get((document, place), '')}"
-            said += re.findall(r"^print\(.*\)  # ([^:\n]*)", code, re.MULTILINE)
+            said += said_to_print(code)
     assert script.count("# README.md\n") == 2 and len(said) >= 6
     printed = clone.python("-c", script).splitlines()
     assert [numbers(line) for line in printed] == [numbers(line) for line in said]
+
+
+def said_to_print(code: str) -> list[str]:
+    """What the comments behind a snippet's `print` calls say, up to a colon."""
+    return re.findall(r"^print\(.*\)  # ([^:\n]*)", code, re.MULTILINE)
 
 
 def numbers(line: str) -> list[str]:

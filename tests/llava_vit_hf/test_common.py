@@ -268,6 +268,22 @@ class TestSettings:
             AutoBackbone.from_config(case.model.config)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_items_in_batch": 2}, r"takes no num_items_in_batch\. Trainer .*not pass it on\.$"),
+        ({"interpolate_pos_encoding": True}, r"takes no interpolate_pos_encoding\. .*leave the argument out\.$"),
+        (
+            {"num_items_in_batch": None, "labels": 1, "input_ids": 1},
+            r"takes no input_ids, labels, num_items_in_batch\. .*use this folder's processor.* Trainer",
+        ),
+    ],
+)
+def test_unexpected_arguments_are_refused_with_what_to_do(case, arguments, message):
+    with pytest.raises(TypeError, match=rf"^{type(case.model).__name__}\.forward\(\) {message}"):
+        case.model(**case.inputs, **arguments)
+
+
 class TestHints:
     """What an editor shows."""
 

@@ -149,6 +149,41 @@ def test_each_revision_has_its_own_operator(tmp_path, monkeypatch):
     assert operators["other"] is not segments_llava_vit.segment_attention
 
 
+@torch.no_grad()
+def test_packing_exports_with_torch_export():
+    packing, inputs = as_packing(dense_model()), bookkept(PACKS[0])
+    program = torch.export.export(packing, (), kwargs=inputs)
+    states = program.module()(**inputs).last_hidden_state
+    torch.testing.assert_close(states, packing(**inputs).last_hidden_state, rtol=0, atol=2e-4)
+
+
+REFUSED = "packing model cannot be exported to ONNX.* Export the dense model"
+
+
+class TestOnnxOfPacking:
+    """Refused with what to do, in place of an operator that has no ONNX function."""
+
+    @pytest.mark.once
+    @pytest.mark.parametrize("kind", ["sdpa", "eager", "torch.export"])
+    @torch.no_grad()
+    def test_of_the_model_or_its_program(self, kind, tmp_path):
+        pytest.importorskip("onnxscript")
+        packing, inputs = as_packing(dense_model(num_hidden_layers=1)), bookkept(PACKS[0])
+        if kind == "torch.export":
+            packing = torch.export.export(packing, (), kwargs=inputs)
+        else:
+            packing.set_attn_implementation(kind)
+        with pytest.raises(torch.onnx.errors.OnnxExporterError, match=REFUSED):
+            torch.onnx.export(packing, (), tmp_path / "packing.onnx", kwargs=inputs, dynamo=True, verbose=False)
+
+    @torch.no_grad()
+    def test_of_the_exporter_by_tracing(self, tmp_path):
+        """Which would make constants of the lengths."""
+        packing, inputs = as_packing(dense_model(num_hidden_layers=1, use_head=False)), bookkept(PACKS[0])
+        with pytest.raises(ValueError, match=REFUSED), pytest.warns(DeprecationWarning):
+            torch.onnx.export(packing, (inputs,), tmp_path / "packing.onnx", dynamo=False)
+
+
 class TestExport:
     SHAPES = ((1, 3, 16, 16), (3, 3, 44, 20), (2, 3, 33, 27))
 

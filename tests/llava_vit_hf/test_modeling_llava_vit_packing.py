@@ -308,6 +308,11 @@ def test_bad_input_is_named(arguments, message):
         packing(**{**GOOD, **arguments})
 
 
+def test_dense_inputs_are_refused_by_name():
+    with pytest.raises(TypeError, match="takes no visible_indices. .* input of the dense model"):
+        as_packing(dense_model(num_hidden_layers=1))(**GOOD, visible_indices=torch.zeros(1, 2, dtype=torch.long))
+
+
 def test_max_seqlen_is_checked_where_lengths_stay_on_the_device():
     """Packs joined by `torch.cat` sometimes keep the first one's. There it is held against the mean length."""
     meta = {"device": "meta"}

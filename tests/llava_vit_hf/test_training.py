@@ -127,6 +127,28 @@ def test_one_step_of_trainer_in_bfloat16(case, tmp_path):
     assert not torch.equal(case.model.encoder.layers[0].mlp.fc1.weight, before)
 
 
+def test_trainer_takes_the_model_itself(case, tmp_path):
+    """Without a module around it, and with the loss from a function: Trainer passes nothing of its own."""
+    settings = TrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=1,
+        use_cpu=True,
+        report_to=[],
+        remove_unused_columns=False,
+        label_names=["labels"],
+        save_strategy="no",
+        disable_tqdm=True,
+    )
+
+    def loss(output, labels, num_items_in_batch=None):
+        return nn.functional.mse_loss(output.pooler_output, labels)
+
+    batch = {**case.inputs, "labels": torch.zeros(case.samples, case.model.config.hidden_size)}
+    collator = {"train_dataset": [batch], "data_collator": lambda items: items[0]}
+    trainer = Trainer(model=case.model, args=settings, compute_loss_func=loss, **collator)
+    assert 0 < trainer.train().training_loss < 100
+
+
 class TestLora:
     peft = staticmethod(lambda: pytest.importorskip("peft", reason="peft is not installed"))
 
