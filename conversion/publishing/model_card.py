@@ -37,20 +37,25 @@ PIPELINE_TAG = "image-feature-extraction"
 TAGS = ("custom_code", "vision", "image-feature-extraction", "video", "llava-vit")
 
 
-def render_card(folder: ModelFolder, record: CardRecord, features: dict | None = None, **given: str | None) -> str:
+def render_card(
+    folder: ModelFolder,
+    record: CardRecord,
+    features: dict | None = None,
+    existing: str | None = None,
+    base_model: str | None = None,
+) -> str:
     """The README.md to publish.
 
     Args:
         record: what the card names: repo, tag or pull request, sibling.
         features: the published `metadata.json` of features beside the model.
-        given: `existing`, a README whose prose and metadata are kept, and `base_model`, the repo id that the model
-            derives from; None takes the variant's, if any.
+        existing: a README whose prose and metadata are kept.
+        base_model: repo id that the model derives from; None takes the variant's, if any.
 
     Raises:
         PublishError: if `existing` has metadata that is no YAML mapping, or one marker without the other.
     """
-    existing = given.get("existing")
-    data = card_data(folder, given.get("base_model"))
+    data = card_data(folder, base_model)
     fields = _template_fields(folder, record, features)
     card = ModelCard.from_template(data, template_path=str(TEMPLATE), **fields)
     if existing is None or not existing.strip():

@@ -17,6 +17,7 @@ from conversion.checkpoints.hub_configs import fitting_variant
 from conversion.checkpoints.model_folder_writer import build_processor, stored_processor
 from conversion.checkpoints.source_config import dropped_config_fields, infer_source_config, model_config
 from conversion.common.model_folder import content_name, read_model_folder, verdict_on
+from conversion.publishing.card_features import CardRecord
 from conversion.publishing.model_card import render_card
 from conversion.source.peaked_weights import peaked_state_dict
 from conversion.verification.report import compare_reports, failures, markdown_report, read_report, summary_line
@@ -30,6 +31,7 @@ from tests.models import TINY, dense_model
 
 
 Parse = Callable[[bytes], None]
+RECORD = CardRecord("user/name", "pin", "model")
 SMALL = {**TINY, "num_hidden_layers": 1, "intermediate_size": 32}
 
 
@@ -242,7 +244,7 @@ def published_report(folder: Path) -> tuple[list[bytes], Parse]:
         found = read_model_folder(folder)
         if found.unverified is None:
             assert found.report["model"]["files"] == hashes and found.report["verdict"] == "PASS"
-        render_card(found, "user/name", content_name(found))
+        render_card(found, CardRecord("user/name", content_name(found), content_name(found)))
 
     return [seed], parse
 
@@ -265,7 +267,7 @@ def published_config(folder: Path) -> tuple[list[bytes], Parse]:
         found = read_model_folder(folder)
         assert (found.unverified is None) == (data == seed), "a changed folder counts as verified"
         assert all("/" not in name for name in found.files), "files outside the folder"
-        render_card(found, "user/name", content_name(found))
+        render_card(found, CardRecord("user/name", content_name(found), content_name(found)))
 
     return [seed], parse
 
@@ -279,11 +281,11 @@ def model_card(folder: Path) -> tuple[list[bytes], Parse]:
     def parse(data: bytes) -> None:
         path.write_bytes(data)
         existing = read_model_folder(folder).readme
-        card = render_card(found, "user/name", "pin", existing)
+        card = render_card(found, RECORD, existing=existing)
         assert card.count("<!-- llava_vit_hf: generated up to here -->") == 1
-        assert render_card(found, "user/name", "pin", card) == card, "a second time changes the card"
+        assert render_card(found, RECORD, existing=card) == card, "a second time changes the card"
 
-    first = render_card(found, "user/name", "pin")
+    first = render_card(found, RECORD)
     prose = "---\ntags:\n- a\nlicense: mit\n---\n\n# Title\n\nProse.\n"
     return [first.encode(), prose.encode(), b"# Title\r\n\r\nProse.\r\n"], parse
 

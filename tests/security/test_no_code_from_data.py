@@ -18,6 +18,7 @@ from transformers import AutoImageProcessor, AutoProcessor
 
 from conversion.checkpoints.checkpoint import CheckpointError, read_checkpoint
 from conversion.common.model_folder import PublishError, read_model_folder
+from conversion.publishing.card_features import CardRecord
 from conversion.publishing.model_card import render_card
 from conversion.verification.report import read_report
 from examples.extraction.feature_sets import load_features, load_index, load_metadata  # noqa: E402
@@ -34,6 +35,7 @@ from tests.warm_python import REAL
 
 
 PACKAGE = ROOT / "llava_vit_hf"
+RECORD = CardRecord("user/model", "main", "main")
 # A line at the end of a shipped file, and what the audit must say of it.
 PLANTED = {
     "socket": ("import socket; socket.create_connection(('127.0.0.1', 9))", "socket."),
@@ -345,13 +347,13 @@ def test_a_card_with_yaml_tags(tmp_path, canary, tag):
     if "name" in tag:
         existing = f"---\nlicense: {tag} ''\n---\nProse.\n"
     with pytest.raises(PublishError, match="metadata that cannot be read"):
-        render_card(folder, "user/model", "main", existing)
+        render_card(folder, RECORD, existing=existing)
 
 
 def test_a_card_with_code_in_its_prose(tmp_path, canary):
     folder = read_model_folder(verified_folder(tmp_path / "model"))
     prose = "\n".join(_texts(canary))
-    assert prose in render_card(folder, "user/model", "main", f"---\nlicense: mit\n---\n{prose}\n")
+    assert prose in render_card(folder, RECORD, existing=f"---\nlicense: mit\n---\n{prose}\n")
 
 
 def test_postscript_is_not_run(tmp_path, canary, monkeypatch):
