@@ -18,7 +18,8 @@ from .pixels_llava_vit import pixel_table, write_pixels
 from .settings_llava_vit import LlavaViTSettings
 
 
-# The arguments that choose patches.
+# The arguments of a call that say what comes back, and those that choose patches.
+OUTPUT = ("return_tensors", "return_metadata", "device")
 SELECTION = ("keep", "scores", "top_k")
 
 
@@ -54,11 +55,13 @@ def collate(
     settings: LlavaViTSettings,
     return_tensors: str | None = "pt",
     return_metadata: bool = False,
+    device: torch.device | str | None = None,
     **selection,
 ) -> BatchFeature:
     """Normalizes the samples' pixels and lays them out for the model, in order.
 
     Args:
+        device: of `pixel_values`, which are normalized there. The rest stays on the CPU, where the models read it.
         selection: `keep`, `scores` and `top_k`, as `kept_patches` takes them.
 
     Raises:
@@ -69,9 +72,11 @@ def collate(
     kind = getattr(return_tensors, "value", return_tensors)
     if kind not in (None, "pt", "np"):
         raise ValueError(f"return_tensors must be 'pt' or 'np', found {return_tensors!r}.")
-    data = _pack(samples, settings) if settings.packing else _stack(samples, settings)
+    data = (_pack if settings.packing else _stack)(samples, settings, device)
     if kind == "np":
-        data = {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in data.items()}
+        data = {
+            key: value.numpy(force=True) if isinstance(value, torch.Tensor) else value for key, value in data.items()
+        }
     if return_metadata:
         data["metadata"] = [sample.describe(settings.patch_size) for sample in samples]
     return BatchFeature(data)
@@ -88,11 +93,12 @@ def _kept_per_frame(sample: Sample, patch_size: int) -> Iterator[torch.Tensor]:
         yield patches
 
 
-def _pack(samples: list[Sample], settings: LlavaViTSettings) -> dict[str, Any]:
+def _pack(samples: list[Sample], settings: LlavaViTSettings, device: torch.device | str | None) -> dict[str, Any]:
     patch = settings.patch_size
     positions = [sample.positions(patch) for sample in samples]
     lengths = [len(rows) for rows in positions]
-    pixel_values, table, start = torch.empty(sum(lengths), 3, patch, patch), pixel_table(settings), 0
+    pixel_values = torch.empty(sum(lengths), 3, patch, patch, device=device)
+    table, start = pixel_table(settings).to(device), 0
     for patches in (patches for sample in samples for patches in _kept_per_frame(sample, patch)):
         end = start + patches.shape[:2].numel()
         if end > start:
@@ -107,7 +113,7 @@ def _pack(samples: list[Sample], settings: LlavaViTSettings) -> dict[str, Any]:
     }
 
 
-def _stack(samples: list[Sample], settings: LlavaViTSettings) -> dict[str, Any]:
+def _stack(samples: list[Sample], settings: LlavaViTSettings, device: torch.device | str | None) -> dict[str, Any]:
     clips = [sample.times is not None for sample in samples]
     if any(clips) and not all(clips):
         raise ValueError(
@@ -122,7 +128,8 @@ def _stack(samples: list[Sample], settings: LlavaViTSettings) -> dict[str, Any]:
             "resize, or make one call per size, or use the packing model."
         )
     frames, height, width = sizes[0]
-    pixel_values, table = torch.empty(len(samples), 3, frames, height, width), pixel_table(settings)
+    pixel_values = torch.empty(len(samples), 3, frames, height, width, device=device)
+    table = pixel_table(settings).to(device)
     for index, sample in enumerate(samples):
         for time, frame in enumerate(sample.frames):
             rows = (image.transpose(0, 1).unsqueeze(2) for image in (pixel_values[index, :, time], frame))

@@ -60,6 +60,7 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
         return_dict: bool | None = None,
         vision_feature_layer: int | str | Sequence[int | str] | None = None,
         hidden_states: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPooling | tuple:
         """
         Args:
@@ -79,6 +80,7 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
             return_dict: `False` for a plain tuple.
             vision_feature_layer: see [`LlavaViTModel`].
             hidden_states: another name of `pixel_values`, for callers of earlier code.
+            image_grid_thw: another name of `grid_thw`, for callers of transformers' VLMs.
 
         Returns:
             `last_hidden_state` `(total_tokens, C)`, `pooler_output` `(samples, C)`, `hidden_states`, `attentions`.
@@ -88,6 +90,9 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
         """
         if (pixel_values is None) == (hidden_states is None):
             raise ValueError("Pass the flat patches as pixel_values (or, once, by their earlier name hidden_states).")
+        if grid_thw is not None and image_grid_thw is not None:
+            raise ValueError("grid_thw and image_grid_thw are two names for one thing: pass one of them.")
+        grid_thw = image_grid_thw if grid_thw is None else grid_thw
         asked = self._asked(
             vision_feature_layer,
             output_attentions=output_attentions,
@@ -118,3 +123,35 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
     def _attention_weights(self, runs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Weights `(count, heads, tokens, tokens)` per run to `(heads, tokens, tokens)` per sample."""
         return tuple(weights for run in runs for weights in run.unbind(0))
+
+    def _per_sample(
+        self,
+        states: torch.Tensor,
+        grid_thw: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        **inputs,
+    ) -> tuple[torch.Tensor, ...]:
+        if cu_seqlens is not None:
+            return states.split(cu_seqlens.diff().tolist())
+        return states.split((image_grid_thw if grid_thw is None else grid_thw).prod(-1).tolist())
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        image_grid_thw: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling | tuple:
+        """As that of [`LlavaViTModel`]; `image_grid_thw` is `grid_thw`, which will do as well."""
+        return self._features(pixel_values, return_dict, image_grid_thw=image_grid_thw, **kwargs)
+
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling | tuple:
+        """As that of [`LlavaViTModel`]; `video_grid_thw` is `grid_thw`, which will do as well."""
+        return super().get_video_features(pixel_values_videos, return_dict, image_grid_thw=video_grid_thw, **kwargs)
