@@ -14,16 +14,14 @@ METADATA_FIELDS = {
 }
 
 
-def metadata_field(video_metadata: Any, name: str) -> Any:
-    """A field of one video's metadata, `None` if it has none."""
-    if not isinstance(video_metadata, Mapping):
-        found = type(video_metadata).__name__
-        raise ValueError(f"video_metadata: found {found}; expected a dict or VideoMetadata for each video.")
-    return video_metadata[name] if name in video_metadata else None
-
-
 def frame_numbers(count: int, video_metadata: Mapping[str, Any] | None) -> tuple[list[int], dict[str, Any]]:
-    """Which frames of their video `count` given ones are, and what is known of it."""
+    """Which frames of their video `count` given ones are, and what is known of it.
+
+    `width`, `height` and `duration` are the file's own, whose frames may have been resized or cut: they are not read.
+
+    Raises:
+        ValueError: for metadata that cannot be, or contradicts the number of frames.
+    """
     known = {"timestamps": None, "decoder": "frames", "fps": None, "total_frames": count}
     if video_metadata is None:
         return list(range(count)), known
@@ -32,9 +30,7 @@ def frame_numbers(count: int, video_metadata: Mapping[str, Any] | None) -> tuple
             f"video_metadata: found {', '.join(map(str, unknown))}; expected some of "
             f"{', '.join(sorted(METADATA_FIELDS))}."
         )
-    fps, total, numbers = (
-        metadata_field(video_metadata, name) for name in ("fps", "total_num_frames", "frames_indices")
-    )
+    fps, total, numbers = map(video_metadata.get, ("fps", "total_num_frames", "frames_indices"))
     if fps is not None and (isinstance(fps, bool) or not isinstance(fps, int | float) or not 0 < fps < 1e30):
         raise ValueError(f"video_metadata: fps must be above 0, found {fps!r}.")
     if total is not None and (isinstance(total, bool) or not isinstance(total, int | np.integer) or total < 1):
@@ -47,19 +43,26 @@ def frame_numbers(count: int, video_metadata: Mapping[str, Any] | None) -> tuple
             )
         numbers = range(count)
     else:
-        numbers = [operator.index(number) for number in numbers]
+        try:
+            numbers = [operator.index(number) for number in numbers]
+        except TypeError as error:
+            raise ValueError(f"video_metadata: frames_indices must be integers, found {numbers!r}.") from error
         rising = all(number <= later for number, later in zip(numbers, numbers[1:], strict=False))
         if total is None or len(numbers) != count or not rising or numbers[0] < 0 or numbers[-1] >= total:
             raise ValueError(
                 f"video_metadata: frames_indices must be {count} numbers, one for each frame, rising from 0 to below "
                 f"total_num_frames={total}, found {len(numbers)}: {numbers}."
             )
-    decoder = metadata_field(video_metadata, "video_backend") or "frames"
+    decoder = video_metadata.get("video_backend") or "frames"
     return list(numbers), {**known, "decoder": decoder, "fps": fps and float(fps), "total_frames": int(total or count)}
 
 
 def each_metadata(video_metadata: Any, videos: list[Any]) -> list[Any]:
-    """One `video_metadata`, or `None`, for each video."""
+    """One `video_metadata`, or `None`, for each video.
+
+    Raises:
+        ValueError: for another number of them, and what is no metadata.
+    """
     if video_metadata is None:
         return [None] * len(videos)
     if isinstance(video_metadata, Mapping):
@@ -71,4 +74,8 @@ def each_metadata(video_metadata: Any, videos: list[Any]) -> list[Any]:
     if not isinstance(video_metadata, list) or len(video_metadata) != len(videos):
         found = len(video_metadata) if isinstance(video_metadata, list) else type(video_metadata).__name__
         raise ValueError(f"video_metadata: found {found} for {len(videos)} video(s); expected one each.")
+    for entry in video_metadata:
+        if entry is not None and not isinstance(entry, Mapping):
+            found = type(entry).__name__
+            raise ValueError(f"video_metadata: found {found}; expected a dict or VideoMetadata for each video.")
     return video_metadata

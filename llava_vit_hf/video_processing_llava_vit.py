@@ -43,7 +43,7 @@ from .pixels_llava_vit import (
     to_rgb,
 )
 from .settings_llava_vit import LlavaViTSettings
-from .video_metadata_llava_vit import each_metadata, frame_numbers, metadata_field
+from .video_metadata_llava_vit import each_metadata, frame_numbers
 
 
 # The arguments of a call that say how videos are read.
@@ -90,7 +90,7 @@ def decode_video(
     """
     if backend is not None and backend not in BACKENDS:
         raise ValueError(f"video_backend must be one of {', '.join(BACKENDS)} or None, found {backend!r}.")
-    named = video_metadata is not None and metadata_field(video_metadata, "frames_indices") is not None
+    named = (video_metadata or {}).get("frames_indices") is not None
     if do_sample_frames is False or (do_sample_frames is None and named):
         num_frames, fps = "all", None
     if fps is None and not isinstance(num_frames, str):
@@ -239,7 +239,7 @@ class LlavaViTVideoProcessor:
         check_tokens(name, len(frames), *frames[0].shape[-2:], settings)
         rule, count, indices = settings.temporal_rule, len(frames), None
         # Frames that were sampled here lie evenly; of given ones, and by that rule, the numbers themselves count.
-        if rule == "index" or (video_metadata is not None and video_metadata.get("frames_indices") is not None):
+        if rule == "index" or (video_metadata or {}).get("frames_indices") is not None:
             count, indices = metadata["total_frames"], metadata["frame_indices"]
         times = temporal_positions(count, settings.temporal_context, rule, indices)
         return Sample(frames, times, {"kind": "video", **metadata, "temporal_rule": rule})

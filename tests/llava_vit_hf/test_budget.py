@@ -1,5 +1,5 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
-"""A budget of patches: the grid by the documented rule, one antialiased resize to it, and nothing where none is asked."""
+"""A budget of patches: the documented grid, one antialiased resize to it, and nothing where none is asked."""
 
 import json
 
