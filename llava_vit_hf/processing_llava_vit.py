@@ -21,6 +21,11 @@ from .video_metadata_llava_vit import METADATA_FIELDS  # noqa: F401
 from .video_processing_llava_vit import READING, LlavaViTVideoProcessor, asked_of_frames
 
 
+# What other Auto classes load, beside those that transformers writes down itself.
+AUTO_CLASSES = {
+    "AutoFeatureExtractor": "image_processing_llava_vit.LlavaViTImageProcessor",
+    "AutoVideoProcessor": "video_processing_llava_vit.LlavaViTVideoProcessor",
+}
 # What images and videos of one call have in common: how their pixels are normalized and laid out.
 COMMON = (*("packing", "patch_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),)
 
@@ -122,7 +127,7 @@ class LlavaViTProcessor(ProcessorMixin):
             FileNotFoundError, TypeError, ValueError: as `LlavaViTImageProcessor.preprocess` and `decode_video`; and
                 for images and videos in one dense call.
         """
-        if text:
+        if text is not None and not (isinstance(text, str) and text == ""):
             raise ValueError(
                 "text: this processor has no tokenizer; pass images and videos only, videos by name (videos=...)."
             )
@@ -189,6 +194,9 @@ class LlavaViTProcessor(ProcessorMixin):
             push_to_hub: also upload to `repo_id` (default: the folder's name); `kwargs` go to `push_to_hub`.
         """
         super().save_pretrained(save_directory)
+        if self._auto_class is not None:
+            # Their files are those that this one needs anyway.
+            self.image_processor.auto_map |= AUTO_CLASSES
         # transformers 5 writes no preprocessor_config.json, which transformers 4 and AutoImageProcessor read;
         # transformers 4 writes processor_config.json only for remote code, so an older one would survive.
         files = self.image_processor.save_pretrained(save_directory)

@@ -192,6 +192,11 @@ class LlavaViTVideoProcessor:
         return cls(LlavaViTImageProcessor.from_pretrained(*args, **kwargs))
 
     @classmethod
+    def from_dict(cls, *args, **kwargs) -> "LlavaViTVideoProcessor":
+        """As that of the image processor: what `AutoVideoProcessor` of transformers 4 calls."""
+        return cls(LlavaViTImageProcessor.from_dict(*args, **kwargs))
+
+    @classmethod
     def register_for_auto_class(cls, auto_class: str = "AutoVideoProcessor") -> None:
         """Called by `AutoVideoProcessor`. The processor saves which class that loads."""
 
