@@ -14,7 +14,7 @@ import torch
 from transformers.image_processing_utils import BatchFeature
 
 from .grid_llava_vit import cumulative_lengths, grid_positions, patch_view
-from .pixels_llava_vit import pixel_table, write_pixels
+from .pixels_llava_vit import mean_and_std, write_pixels
 from .settings_llava_vit import LlavaViTSettings
 
 
@@ -98,11 +98,11 @@ def _pack(samples: list[Sample], settings: LlavaViTSettings, device: torch.devic
     positions = [sample.positions(patch) for sample in samples]
     lengths = [len(rows) for rows in positions]
     pixel_values = torch.empty(sum(lengths), 3, patch, patch, device=device)
-    table, start = pixel_table(settings).to(device), 0
+    scale, start = mean_and_std(settings, device), 0
     for patches in (patches for sample in samples for patches in _kept_per_frame(sample, patch)):
         end = start + patches.shape[:2].numel()
         if end > start:
-            write_pixels(pixel_values[start:end].view(patches.shape), patches, table)
+            write_pixels(pixel_values[start:end].view(patches.shape), patches, settings, *scale)
         start = end
     return {
         "pixel_values": pixel_values.flatten(1),
@@ -129,11 +129,11 @@ def _stack(samples: list[Sample], settings: LlavaViTSettings, device: torch.devi
         )
     frames, height, width = sizes[0]
     pixel_values = torch.empty(len(samples), 3, frames, height, width, device=device)
-    table = pixel_table(settings).to(device)
+    scale = mean_and_std(settings, device)
     for index, sample in enumerate(samples):
         for time, frame in enumerate(sample.frames):
             rows = (image.transpose(0, 1).unsqueeze(2) for image in (pixel_values[index, :, time], frame))
-            write_pixels(*rows, table)  # (height, 3, 1, width)
+            write_pixels(*rows, settings, *scale)  # (height, 3, 1, width)
     data = {"pixel_values": pixel_values if any(clips) else pixel_values[:, :, 0]}
     selected = any(sample.kept is not None for sample in samples)
     if selected:

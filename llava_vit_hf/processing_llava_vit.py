@@ -15,7 +15,7 @@ from .collation_llava_vit import OUTPUT, collate
 from .decoding_llava_vit import BACKENDS  # noqa: F401
 from .grid_llava_vit import split_features
 from .image_processing_llava_vit import LlavaViTImageProcessor
-from .pixels_llava_vit import pixel_table  # noqa: F401
+from .pixels_llava_vit import write_pixels  # noqa: F401
 from .settings_llava_vit import LlavaViTSettings  # noqa: F401
 from .video_metadata_llava_vit import METADATA_FIELDS  # noqa: F401
 from .video_processing_llava_vit import READING, LlavaViTVideoProcessor, asked_of_frames
