@@ -45,6 +45,21 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
         self.patch_embed = LlavaViTPackingEmbeddings(config)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs) -> "LlavaViTPackingModel":
+        """As transformers' own, without its tensor parallelism.
+
+        Raises:
+            ValueError: for a `tp_plan`.
+        """
+        plan = kwargs.get("tp_plan") or getattr(kwargs.get("distributed_config"), "tp_plan", None)
+        if plan is not None:
+            raise ValueError(
+                f"tp_plan={plan!r}: this model projects queries, keys and values at once, which cannot be split by "
+                "heads. Load a dense folder with it (a conversion makes one of this), or leave tp_plan out."
+            )
+        return super().from_pretrained(*args, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.patch_embed.proj
 

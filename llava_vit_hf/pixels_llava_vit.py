@@ -275,7 +275,7 @@ def check_sample(name: str, frames: int, height: int, width: int, settings: Llav
 
 def resize_image(image: PIL.Image.Image | np.ndarray, settings: LlavaViTSettings) -> PIL.Image.Image | np.ndarray:
     """An RGB image at its `resized_size`: as in CLIP by transformers' own function, to a budget by PyTorch's, which is
-    faster and differs from it by one in a pixel's value at most."""
+    faster and differs from it by a value or two of 255."""
     layout = ChannelDimension.LAST
     height, width = image_size(image, "image", layout)
     size = resized_size(height, width, settings)

