@@ -11,11 +11,12 @@ DEMO := demo_output
 # test-quick    what takes no seconds, with transformers 5: between edits
 # test-slow     what takes minutes: mutations, kills, all variants, files over 5 GB
 # test-middle   the shipped files with a transformers in between
+# test-torchvision  test where torchvision is installed, as it is for most users: about 5.5 GB, so not in CI
 
 # fuzz          every entry point and file parser on bad inputs, and a table: make fuzz SECONDS=3600
 # benchmark     speed, memory and growth as ratios, with a picture where matplotlib is installed; leave the machine alone
 
-.PHONY: demo test test-new test-old test-quick test-slow test-middle fuzz benchmark style check audit clean
+.PHONY: demo test test-new test-old test-quick test-slow test-middle test-torchvision fuzz benchmark style check audit clean
 
 demo: $(NEW)/ready
 	$(NEW)/bin/python conversion/make_demo_inputs.py $(DEMO)
@@ -56,6 +57,28 @@ test-slow: $(NEW)/ready $(OLD)/ready
 MIDDLE ?= 5.10.4
 test-middle: $(VENV)/transformers-$(MIDDLE)/ready
 	OMP_NUM_THREADS=1 $(VENV)/transformers-$(MIDDLE)/bin/python $(PYTEST) -m "not slow" tests/llava_vit_hf
+
+TORCHVISION := torch==2.14.1 torchvision==0.29.1
+WITH := $(VENV)/torchvision
+test-torchvision: $(WITH)-5/ready $(WITH)-4/ready
+	OMP_NUM_THREADS=1 LLAVA_VIT_OTHER_PYTHON=$(abspath $(WITH)-4)/bin/python $(WITH)-5/bin/python $(PYTEST) \
+	    -m "not slow" $(SUITE)
+	OMP_NUM_THREADS=1 LLAVA_VIT_OTHER_PYTHON=$(abspath $(WITH)-5)/bin/python $(WITH)-4/bin/python $(PYTEST) \
+	    -m "not slow and not once" $(SUITE)
+
+$(WITH)-5/ready: requirements.txt requirements-dev.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --upgrade pip
+	$(@D)/bin/python -m pip install --quiet $(TORCHVISION) "transformers>=5,<6" -r requirements.txt -r requirements-dev.txt
+	touch $@
+
+# What it lacks it takes from the other: PyTorch alone is 5 GB.
+$(WITH)-4/ready: $(WITH)-5/ready
+	$(PYTHON) -m venv $(@D)
+	$(WITH)-5/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
+	    "$$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torchvision.pth"
+	$(@D)/bin/python -m pip install --quiet "transformers>=4.57,<5"
+	touch $@
 
 SECONDS ?= 60
 fuzz: $(NEW)/ready

@@ -74,15 +74,13 @@ class LlavaViTAttention(nn.Module):
 
     def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`(..., C)` to queries, keys and values, each `(tokens, heads, head_dim)`."""
+        # As many heads as there are: of a model whose projections are split over processes each has some.
         projections = (self.q_proj, self.k_proj, self.v_proj)
-        return tuple(project(hidden_states).view(-1, *self.heads) for project in projections)
+        rows = (project(hidden_states).flatten(0, -2) for project in projections)
+        return tuple(row.unflatten(-1, (-1, self.head_dim)) for row in rows)
 
     def project_output(self, states: torch.Tensor) -> torch.Tensor:
         return self.out_proj(states)
-
-    @property
-    def heads(self) -> tuple[int, int]:
-        return self.config.num_attention_heads, self.head_dim
 
     def forward(
         self, hidden_states: torch.Tensor, rotary: torch.Tensor, segments: Segments
@@ -96,7 +94,7 @@ class LlavaViTAttention(nn.Module):
             value = value + 0 * query + 0 * key
         dropout = self.config.attention_dropout if self.training else 0.0
         states, weights = segments.kernel(self, query, key, value, segments, dropout)
-        return self.project_output(states.reshape(hidden_states.shape)), weights
+        return self.project_output(states.reshape(*hidden_states.shape[:-1], -1)), weights
 
 
 class LlavaViTPackingAttention(LlavaViTAttention):
@@ -107,7 +105,7 @@ class LlavaViTPackingAttention(LlavaViTAttention):
         self.proj = nn.Linear(channels, channels)
 
     def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        return self.qkv(hidden_states).view(-1, 3, *self.heads).unbind(1)
+        return self.qkv(hidden_states).view(-1, 3, self.config.num_attention_heads, self.head_dim).unbind(1)
 
     def project_output(self, states: torch.Tensor) -> torch.Tensor:
         return self.proj(states)

@@ -15,11 +15,12 @@ from transformers.image_processing_utils import BatchFeature
 
 from .grid_llava_vit import check_integers, cumulative_lengths, grid_positions, patch_view
 from .inputs_llava_vit import sample_lengths
-from .pixels_llava_vit import pixel_table, write_pixels
+from .pixels_llava_vit import mean_and_std, write_pixels
 from .settings_llava_vit import LlavaViTSettings
 
 
-# The arguments that choose patches.
+# The arguments of a call that say what comes back, and those that choose patches.
+OUTPUT = ("return_tensors", "return_metadata", "device")
 SELECTION = ("keep", "scores", "top_k")
 # What every pack has beside its `pixel_values`; of these, a dense batch may have the last.
 PACK = ("grid_thw", "cu_seqlens", "max_seqlen", "patch_positions")
@@ -57,11 +58,13 @@ def collate(
     settings: LlavaViTSettings,
     return_tensors: str | None = "pt",
     return_metadata: bool = False,
+    device: torch.device | str | None = None,
     **selection,
 ) -> BatchFeature:
     """Normalizes the samples' pixels and lays them out for the model, in order.
 
     Args:
+        device: of `pixel_values`, which are normalized there. The rest stays on the CPU, where the models read it.
         selection: `keep`, `scores` and `top_k`, as `kept_patches` takes them.
 
     Raises:
@@ -72,9 +75,11 @@ def collate(
     kind = getattr(return_tensors, "value", return_tensors)
     if kind not in (None, "pt", "np"):
         raise ValueError(f"return_tensors must be 'pt' or 'np', found {return_tensors!r}.")
-    data = _pack(samples, settings) if settings.packing else _stack(samples, settings)
+    data = (_pack if settings.packing else _stack)(samples, settings, device)
     if kind == "np":
-        data = {key: value.numpy() if isinstance(value, torch.Tensor) else value for key, value in data.items()}
+        data = {
+            key: value.numpy(force=True) if isinstance(value, torch.Tensor) else value for key, value in data.items()
+        }
     if return_metadata:
         data["metadata"] = [sample.describe(settings.patch_size) for sample in samples]
     return BatchFeature(data)
@@ -91,15 +96,16 @@ def _kept_per_frame(sample: Sample, patch_size: int) -> Iterator[torch.Tensor]:
         yield patches
 
 
-def _pack(samples: list[Sample], settings: LlavaViTSettings) -> dict[str, Any]:
+def _pack(samples: list[Sample], settings: LlavaViTSettings, device: torch.device | str | None) -> dict[str, Any]:
     patch = settings.patch_size
     positions = [sample.positions(patch) for sample in samples]
     lengths = [len(rows) for rows in positions]
-    pixel_values, table, start = torch.empty(sum(lengths), 3, patch, patch), pixel_table(settings), 0
+    pixel_values = torch.empty(sum(lengths), 3, patch, patch, device=device)
+    scale, start = mean_and_std(settings, device), 0
     for patches in (patches for sample in samples for patches in _kept_per_frame(sample, patch)):
         end = start + patches.shape[:2].numel()
         if end > start:
-            write_pixels(pixel_values[start:end].view(patches.shape), patches, table)
+            write_pixels(pixel_values[start:end].view(patches.shape), patches, settings, *scale)
         start = end
     return {
         "pixel_values": pixel_values.flatten(1),
@@ -110,7 +116,7 @@ def _pack(samples: list[Sample], settings: LlavaViTSettings) -> dict[str, Any]:
     }
 
 
-def _stack(samples: list[Sample], settings: LlavaViTSettings) -> dict[str, Any]:
+def _stack(samples: list[Sample], settings: LlavaViTSettings, device: torch.device | str | None) -> dict[str, Any]:
     clips = [sample.times is not None for sample in samples]
     if any(clips) and not all(clips):
         raise ValueError(
@@ -125,11 +131,12 @@ def _stack(samples: list[Sample], settings: LlavaViTSettings) -> dict[str, Any]:
             "resize, or make one call per size, or use the packing model."
         )
     frames, height, width = sizes[0]
-    pixel_values, table = torch.empty(len(samples), 3, frames, height, width), pixel_table(settings)
+    pixel_values = torch.empty(len(samples), 3, frames, height, width, device=device)
+    scale = mean_and_std(settings, device)
     for index, sample in enumerate(samples):
         for time, frame in enumerate(sample.frames):
             rows = (image.transpose(0, 1).unsqueeze(2) for image in (pixel_values[index, :, time], frame))
-            write_pixels(*rows, table)  # (height, 3, 1, width)
+            write_pixels(*rows, settings, *scale)  # (height, 3, 1, width)
     data = {"pixel_values": pixel_values if any(clips) else pixel_values[:, :, 0]}
     selected = any(sample.kept is not None for sample in samples)
     if selected:

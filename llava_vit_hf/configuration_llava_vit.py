@@ -39,6 +39,16 @@ class LlavaViTConfig(PretrainedConfig):
     """
 
     model_type = "llava_vit"
+    # How `tp_plan="auto"` splits the layers over processes: by heads, and by channels inside the MLP. transformers 4
+    # takes the digits of fc1 and fc2 for layers' numbers, and leaves the MLP whole.
+    base_model_tp_plan = {
+        "encoder.layers.*.self_attn.q_proj": "colwise",
+        "encoder.layers.*.self_attn.k_proj": "colwise",
+        "encoder.layers.*.self_attn.v_proj": "colwise",
+        "encoder.layers.*.self_attn.out_proj": "rowwise",
+        "encoder.layers.*.mlp.fc1": "colwise",
+        "encoder.layers.*.mlp.fc2": "rowwise",
+    }
 
     def __init__(
         self,
@@ -88,6 +98,8 @@ class LlavaViTPackingConfig(LlavaViTConfig):
     """
 
     model_type = "llava_vit_packing"
+    # Its one projection of queries, keys and values holds the heads of the three one after another.
+    base_model_tp_plan = None
 
     # transformers 5 would generate an `__init__` that forgets the parent's fields for a subclass without one.
     def __init__(self, **kwargs):

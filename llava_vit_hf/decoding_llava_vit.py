@@ -7,7 +7,7 @@ sampled ones are held in memory.
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ PLAYLIST_FORMATS = {"concat", "concatf", "dash", "hls", "imf", "sdp", "webm_dash
 
 # Called with (sampled frames, height, width) before they are decoded; raises to refuse them.
 SizeCheck = Callable[[int, int, int], None]
+# From the times of all frames in seconds, `None` where they are unknown, to the indices of those that are sampled.
+Sampler = Callable[[Sequence[float | None]], list[int]]
+# Times are rounded to microseconds.
+TICK = 1e-6
 
 
 class VideoError(ValueError):
@@ -54,6 +58,34 @@ def sample_frame_indices(total: int, num_frames: int | str) -> np.ndarray:
     return np.linspace(0, total - 1, num_frames, dtype=int)
 
 
+def sample_by_time(times: Sequence[float | None], fps: float, most: int) -> np.ndarray:
+    """Indices of the frames that are shown at 0, 1 / fps, 2 / fps, ... seconds after the first one, each once.
+
+    Where these are more than `most`, that many of them, spread evenly, first and last included.
+
+    Args:
+        times: of all frames, in seconds.
+
+    Raises:
+        ValueError: if times are unknown.
+    """
+    if None in times:
+        raise ValueError(
+            f"fps={fps:g}: the times of the frames are unknown. Pass num_frames, or with frames decoded elsewhere "
+            'video_metadata={"fps": ...}.'
+        )
+    starts = np.asarray(times) - times[0] - TICK
+    ends = np.append(starts[1:], starts[-1] + 2 * TICK)
+    # A frame is taken if the first step from its start on comes before its end.
+    indices = np.flatnonzero(np.ceil(starts * fps) / fps < ends)
+    return indices if len(indices) <= most else indices[sample_frame_indices(len(indices), most)]
+
+
+def regular_times(total: int, fps: float | None) -> list[float | None]:
+    """Times in seconds of `total` frames at a steady rate, `None` each without one."""
+    return [round(index / fps, 6) for index in range(total)] if fps else [None] * total
+
+
 def check_frames(name: str, found: int | str, frames: int, limit: int) -> None:
     """Raises a ValueError for a video of more frames than the limit; `found` is `frames` in words."""
     if frames > limit:
@@ -64,7 +96,7 @@ def check_frames(name: str, found: int | str, frames: int, limit: int) -> None:
 
 
 def decode_file(
-    path: Path, num_frames: int | str, backend: str | None, check: SizeCheck, limits: LlavaViTSettings
+    path: Path, sample: Sampler, backend: str | None, check: SizeCheck, limits: LlavaViTSettings
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Samples frames of one file: `(T, H, W, 3)` uint8 and metadata, as `decode_video` describes.
 
@@ -80,14 +112,14 @@ def decode_file(
     decoders = {"decord": _decode_decord, "pyav": _decode_pyav}
     try:
         if chosen not in decoders:
-            return _decode_transformers(path, num_frames, chosen, check, limits)
-        return decoders[chosen](path, num_frames, check, limits)
+            return _decode_transformers(path, sample, chosen, check, limits)
+        return decoders[chosen](path, sample, check, limits)
     except VideoError as error:
         if backend is not None or chosen == "pyav":
             raise ValueError(f"videos: {chosen} cannot read {path}: {error}") from error
         reason = str(error)
     try:
-        frames, metadata = _decode_pyav(path, num_frames, check, limits)
+        frames, metadata = _decode_pyav(path, sample, check, limits)
     except VideoError as error:
         raise ValueError(f"videos: {path} cannot be read as a video: {error} (decord: {reason})") from error
     return frames, {**metadata, "decoder_fallback": f"decord: {reason}"}
@@ -125,7 +157,7 @@ def _scan(av, path, limits) -> tuple[list[float | None], str | None]:
                 fault = fault or "frames hidden by an edit list"
                 continue
             ticks.append(packet.pts)
-            check_frames(f"videos ({path})", f"at least {len(ticks)}", len(ticks), limits.max_frames)
+            check_frames(f"videos ({path})", f"at least {len(ticks)}", len(ticks), limits.most_frames)
             if packet.is_keyframe:
                 keyframe = packet.pts
                 fault = fault or _open_gop(codec, setup, bytes(packet))
@@ -160,7 +192,7 @@ def _open_gop(codec: str, setup: bytes, packet: bytes) -> str | None:
     return "keyframes that are not IDR pictures (open GOP)"
 
 
-def _decode_decord(path, num_frames, check, limits) -> tuple[np.ndarray, dict[str, Any]]:
+def _decode_decord(path, sample, check, limits) -> tuple[np.ndarray, dict[str, Any]]:
     av, decord = _module("av", "av"), _module("decord", "decord")
     try:
         times, fault = _scan(av, path, limits)
@@ -172,7 +204,7 @@ def _decode_decord(path, num_frames, check, limits) -> tuple[np.ndarray, dict[st
         reader = decord.VideoReader(str(path))
         if len(reader) != len(times):
             raise VideoError(f"it counts {len(reader)} frames of {len(times)}")
-        indices = sample_frame_indices(len(times), num_frames).tolist()
+        indices = sample(times)
         check(len(indices), *reader[0].shape[:2])
         batch = reader.get_batch(indices)
         fps = reader.get_avg_fps()
@@ -188,30 +220,30 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _decode_pyav(path, num_frames, check, limits) -> tuple[np.ndarray, dict[str, Any]]:
+def _decode_pyav(path, sample, check, limits) -> tuple[np.ndarray, dict[str, Any]]:
     av = _module("av", "av")
     lost = {}
     try:
-        total = len(_scan(av, path, limits)[0])
-        indices = sample_frame_indices(total, num_frames).tolist()
+        times = _scan(av, path, limits)[0]
+        indices = sample(times)
         frames, decoded, fps = _read_pyav(av, path, indices, check, limits)
-        if 0 < decoded != total:
+        if 0 < len(decoded) != len(times):
             # Packets need not all decode (a truncated or damaged file): sample what does.
-            lost, total = {"undecodable_frames": total - decoded}, decoded
-            indices = sample_frame_indices(total, num_frames).tolist()
+            lost, times = {"undecodable_frames": len(times) - len(decoded)}, decoded
+            indices = sample(times)
             frames, _, fps = _read_pyav(av, path, indices, check, limits)
     except (av.error.FFmpegError, OSError) as error:
         raise VideoError(_first_line(error)) from error
     if not all(index in frames for index in indices):
         raise VideoError("no frame could be decoded")
-    arrays, times = zip(*(frames[index] for index in indices), strict=True)
-    metadata = {"frame_indices": indices, "timestamps": list(times), "fps": fps, "decoder": "pyav"}
-    return np.stack(arrays), {**metadata, "total_frames": total, **lost}
+    arrays, shown = zip(*(frames[index] for index in indices), strict=True)
+    metadata = {"frame_indices": indices, "timestamps": list(shown), "fps": fps, "decoder": "pyav"}
+    return np.stack(arrays), {**metadata, "total_frames": len(times), **lost}
 
 
-def _read_pyav(av, path, indices, check, limits) -> tuple[dict[int, tuple], int, float | None]:
-    """One pass over the file: the frames at `indices` with their times, how many frames decode, and the rate."""
-    wanted, frames, decoded, first = set(indices), {}, 0, None
+def _read_pyav(av, path, indices, check, limits) -> tuple[dict[int, tuple], list, float | None]:
+    """One pass over the file: the frames at `indices` with their times, the times of all that decode, and the rate."""
+    wanted, frames, times, first = set(indices), {}, [], None
     with av.open(str(path)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
@@ -224,21 +256,21 @@ def _read_pyav(av, path, indices, check, limits) -> tuple[dict[int, tuple], int,
         for frame in _decodable_frames(av, container, lambda: _check_stream(path, stream, limits)):
             turns = round(frame.rotation / 90)  # counter-clockwise, as rot90 turns
             size = (frame.width, frame.height) if turns % 2 else (frame.height, frame.width)
-            if decoded == 0:
+            index = len(times)
+            if index == 0:
                 check(len(indices), *size)
-            check_pixels(f"videos ({path}), frame {decoded}", *size, limits.max_image_pixels)
-            if decoded in wanted:
+            check_pixels(f"videos ({path}), frame {index}", *size, limits.max_image_pixels)
+            times.append(None if frame.pts is None else round(float((frame.pts - start) * tick), 6))
+            if index in wanted:
                 first = first or size
                 if size != first:
                     raise ValueError(
                         f"videos ({path}): all frames must have one size, found (width x height) "
                         f"{first[1]}x{first[0]} and {size[1]}x{size[0]}. Cut the video where its size changes."
                     )
-                time = None if frame.pts is None else round(float((frame.pts - start) * tick), 6)
-                frames[decoded] = (np.rot90(frame.to_ndarray(format="rgb24"), turns), time)
-            decoded += 1
+                frames[index] = (np.rot90(frame.to_ndarray(format="rgb24"), turns), times[index])
         fps = float(stream.average_rate) if stream.average_rate else None
-    return frames, decoded, fps
+    return frames, times, fps
 
 
 def _packets(av, container) -> Iterator[Any]:
@@ -260,16 +292,16 @@ def _decodable_frames(av, container, check_stream: Callable[[], None]) -> Iterat
             check_stream()
 
 
-def _decode_transformers(path, num_frames, backend, check, limits) -> tuple[np.ndarray, dict[str, Any]]:
+def _decode_transformers(path, sample, backend, check, limits) -> tuple[np.ndarray, dict[str, Any]]:
     """By torchcodec or OpenCV, through transformers' readers; they trust the header's frame count."""
     sampled: list[int] = []
 
-    def sample(metadata, **_) -> list[int]:
+    def indices_of(metadata, **_) -> list[int]:
         if metadata.total_num_frames < 1:
             raise VideoError("its header says 0 frames; use the pyav backend")
         total = int(metadata.total_num_frames)
-        check_frames(f"videos ({path})", str(total), total, limits.max_frames)
-        sampled.extend(sample_frame_indices(total, num_frames).tolist())
+        check_frames(f"videos ({path})", str(total), total, limits.most_frames)
+        sampled.extend(sample(regular_times(total, metadata.fps)))
         if metadata.height and metadata.width:
             size = (int(metadata.height), int(metadata.width))
             check_pixels(f"videos ({path}), its frames", *size, limits.max_image_pixels)
@@ -278,7 +310,7 @@ def _decode_transformers(path, num_frames, backend, check, limits) -> tuple[np.n
         return sorted(set(sampled))
 
     try:
-        frames, metadata = load_video(str(path), backend=backend, sample_indices_fn=sample)
+        frames, metadata = load_video(str(path), backend=backend, sample_indices_fn=indices_of)
     except RuntimeError as error:
         raise VideoError(_first_line(error)) from error
     frames, unique = np.asarray(frames), sorted(set(sampled))
@@ -286,10 +318,10 @@ def _decode_transformers(path, num_frames, backend, check, limits) -> tuple[np.n
         raise VideoError(f"only {len(frames)} of {len(unique)} frames could be decoded; use the pyav backend")
     if channel_format(frames, "videos", None) == ChannelDimension.FIRST:
         frames = np.moveaxis(frames, 1, -1)
-    fps = metadata.fps
+    fps, times = metadata.fps, regular_times(int(metadata.total_num_frames), metadata.fps)
     return frames[np.searchsorted(unique, sampled)], {
         "frame_indices": sampled,
-        "timestamps": [round(index / fps, 6) for index in sampled] if fps else None,
+        "timestamps": [times[index] for index in sampled] if fps else None,
         "decoder": backend,
         "fps": float(fps) if fps else None,
         "total_frames": int(metadata.total_num_frames),

@@ -10,6 +10,8 @@ Pure functions, used by the models, the processors and whoever packs by hand. Co
   sees another sample. This is not Qwen-VL's convention, which is one segment per frame.
 """
 
+import math
+from bisect import bisect_right
 from numbers import Integral
 
 import numpy as np
@@ -18,6 +20,9 @@ import torch
 
 # A clip sits in a context of this many frames, whatever number of its frames is sampled.
 TEMPORAL_CONTEXT = 64
+# How the time of a frame becomes its position: the pretraining code's, the released OneVision snippet's, and that of
+# the VLMs built on it.
+TEMPORAL_RULES = ("round", "floor", "index")
 
 
 def patch_view(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -54,22 +59,68 @@ def patchify(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
     return patch_view(pixel_values, patch_size).flatten(-3).flatten(-3, -2)
 
 
-def temporal_positions(num_frames: int, context: int = TEMPORAL_CONTEXT) -> torch.Tensor:
-    """Positions of `num_frames` uniformly sampled frames in the temporal context.
+def temporal_positions(
+    num_frames: int, context: int = TEMPORAL_CONTEXT, rule: str = "round", indices: list[int] | None = None
+) -> torch.Tensor:
+    """Positions of frames of a clip that counts `num_frames` frames.
 
-    Frame `i` of `n` is at `round(i * (context - 1) / (n - 1))`, half to even; a single frame is at 0.
+    Args:
+        context: frames of the temporal context.
+        rule: frame `i` of `n` is, by `"round"`, at `round(i * (context - 1) / (n - 1))`, half to even; by `"floor"` at
+            that rounded down, which is `linspace(0, context - 1, n).long()`; a single frame is at 0. By `"index"` it
+            is at `i`, whatever the context.
+        indices: which of the frames. Default: all, as of uniformly sampled ones.
 
     Returns:
-        `(num_frames,)` int64. For 8 frames: 0, 9, 18, 27, 36, 45, 54, 63.
+        `(frames,)` int64. For 8 frames, by either of the first two rules: 0, 9, 18, 27, 36, 45, 54, 63.
 
     Raises:
-        ValueError: if `num_frames` or `context` is no positive integer.
+        ValueError: if `num_frames` or `context` is no positive integer, or the rule unknown.
     """
     for name, value in (("num_frames", num_frames), ("context", context)):
         if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
             raise ValueError(f"{name} must be at least 1, found {value!r}.")
-    steps = torch.arange(num_frames, dtype=torch.float64) * (context - 1) / max(num_frames - 1, 1)
+    if rule not in TEMPORAL_RULES:
+        raise ValueError(f"rule must be one of {TEMPORAL_RULES}, found {rule!r}.")
+    frames = torch.arange(num_frames) if indices is None else torch.tensor(indices)
+    if rule == "index":
+        return frames
+    if rule == "floor":
+        return frames * (context - 1) // max(num_frames - 1, 1)
+    steps = frames.double() * (context - 1) / max(num_frames - 1, 1)
     return steps.round().clamp(0, context - 1).long()
+
+
+def budget_grid(height: int, width: int, patch_size: int, least: int | None, most: int | None) -> tuple[int, int]:
+    """Rows and columns of patches that an image is resized to, to have at least and at most so many.
+
+    An image within the budget keeps its own: what fills no patch is dropped, and nothing is resized. Otherwise its
+    longer side gets `k` patches and its shorter one the number nearest to its aspect, at least one: `k` is the largest
+    with which the grid has at most `most` patches, or the smallest, no fewer than its own, with at least `least`.
+    Where no grid lies between the two, `most` holds. Without `least` neither side grows.
+
+    Returns:
+        `(rows, columns)`. For 3000 x 4000 pixels, patches of 14 and at most 1024 of them: (27, 36).
+    """
+    long, short = max(height, width), min(height, width)
+    sides = [long // patch_size, short // patch_size]
+    own = sides[0] * sides[1]
+
+    def fitted(count: int) -> list[int]:
+        return [count, max(1, (2 * count * short + long) // (2 * long))]
+
+    def largest(patches: int) -> int:
+        # The longer side has at most all patches; as it grows, so does the grid.
+        return bisect_right(range(1, patches + 1), patches, key=lambda count: math.prod(fitted(count)))
+
+    if least is not None and own < least:
+        count = max(largest(least - 1) + 1, sides[0])
+        if most is not None:
+            count = min(count, largest(most))
+        sides = fitted(count)
+    elif most is not None and own > most:
+        sides = [min(pair) for pair in zip(fitted(largest(most)), sides, strict=True)]
+    return tuple(sides) if width < height else tuple(reversed(sides))
 
 
 def frame_positions(
@@ -153,7 +204,7 @@ def check_grid(grid_thw: torch.Tensor | list) -> list[list[int]]:
 
 
 def split_features(
-    features: torch.Tensor | np.ndarray, grid_thw: torch.Tensor | np.ndarray | list
+    features: torch.Tensor | np.ndarray, grid_thw: torch.Tensor | np.ndarray | list | None = None
 ) -> list[torch.Tensor | np.ndarray]:
     """Splits packed features back into one array per sample, the inverse of packing.
 
@@ -165,10 +216,16 @@ def split_features(
         One `(t, h, w, C)` per sample, views of `features`.
 
     Raises:
-        ValueError: if the grid does not add up to the rows.
+        ValueError: if the grid does not add up to the rows, or the features are a dense batch.
     """
     if not isinstance(features, torch.Tensor | np.ndarray):
         raise ValueError(f"features must be a torch tensor or a numpy array, found {type(features).__name__}.")
+    if grid_thw is None or (features.ndim == 3 and features.shape[0] != 1):
+        raise ValueError(
+            f"split_features splits what is packed, by its grid_thw. Features of the dense model, found "
+            f"{tuple(features.shape)}, are one sample a row already: features[i].reshape(t, h, w, -1), where "
+            "t, h, w = processor.grid_for(height, width, frames, native_resolution=...) of the picture."
+        )
     grids = check_grid(grid_thw)
     if features.ndim == 3 and features.shape[0] == 1:
         features = features[0]

@@ -271,6 +271,47 @@ class LlavaViTPreTrainedModel(PreTrainedModel):
         """A layer's weights, of each run, as the model returns them: a batch is a single run."""
         return runs[0]
 
+    def _features(self, pixel_values: torch.Tensor, return_dict: bool | None, **inputs) -> BaseModelOutputWithPooling:
+        """The model's output with features per sample in place of `pooler_output`."""
+        output = self(pixel_values, return_dict=True, **inputs)
+        states = output.last_hidden_state
+        if inputs.get("vision_feature_layer") is not None:
+            states = torch.cat(output.hidden_states, dim=-1)
+        output.pooler_output = self._per_sample(states, **inputs)
+        return output if self._asked(return_dict=return_dict)["return_dict"] else output.to_tuple()
+
+    def _per_sample(self, states: torch.Tensor, **inputs) -> tuple[torch.Tensor, ...]:
+        """Features as the model returns them to one `(tokens, C)` per sample: a batch has one row each."""
+        return states.unbind(0)
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, return_dict: bool | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling | tuple:
+        """Features of images, in the form in which transformers 5 hands them to language models and engines.
+
+        Args:
+            pixel_values: as in `forward`.
+            return_dict: `False` for a plain tuple.
+            kwargs: what else `forward` takes. With `vision_feature_layer` the features are those of that hidden state,
+                or of several one beside the other.
+
+        Returns:
+            The output of `forward`, with one `(tokens, C)` per sample in place of `pooler_output`.
+        """
+        return self._features(pixel_values, return_dict, **kwargs)
+
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        pixel_values: torch.Tensor | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling | tuple:
+        """As `get_image_features`, of clips; `pixel_values`, the processor's name for them, will do as well."""
+        return self._features(
+            pixel_values if pixel_values_videos is None else pixel_values_videos, return_dict, **kwargs
+        )
+
 
 class LlavaViTEmbeddings(nn.Module):
     """Flat patches of images and clips, projected."""

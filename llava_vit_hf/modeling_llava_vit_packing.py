@@ -45,6 +45,21 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
         self.patch_embed = LlavaViTPackingEmbeddings(config)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs) -> "LlavaViTPackingModel":
+        """As transformers' own, without its tensor parallelism.
+
+        Raises:
+            ValueError: for a `tp_plan`.
+        """
+        plan = kwargs.get("tp_plan") or getattr(kwargs.get("distributed_config"), "tp_plan", None)
+        if plan is not None:
+            raise ValueError(
+                f"tp_plan={plan!r}: this model projects queries, keys and values at once, which cannot be split by "
+                "heads. Load a dense folder with it (a conversion makes one of this), or leave tp_plan out."
+            )
+        return super().from_pretrained(*args, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.patch_embed.proj
 
@@ -60,6 +75,7 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
         return_dict: bool | None = None,
         vision_feature_layer: int | str | Sequence[int | str] | None = None,
         hidden_states: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
         **unexpected: object,
     ) -> BaseModelOutputWithPooling | tuple:
         """
@@ -80,6 +96,7 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
             return_dict: `False` for a plain tuple.
             vision_feature_layer: see [`LlavaViTModel`].
             hidden_states: another name of `pixel_values`, for callers of earlier code.
+            image_grid_thw: another name of `grid_thw`, for callers of transformers' VLMs.
             unexpected: nothing; inputs of the dense model are refused by name.
 
         Returns:
@@ -98,6 +115,9 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
             refuse_onnx()
         if (pixel_values is None) == (hidden_states is None):
             raise ValueError("Pass the flat patches as pixel_values (or, once, by their earlier name hidden_states).")
+        if grid_thw is not None and image_grid_thw is not None:
+            raise ValueError("grid_thw and image_grid_thw are two names for one thing: pass one of them.")
+        grid_thw = image_grid_thw if grid_thw is None else grid_thw
         asked = self._asked(
             vision_feature_layer,
             output_attentions=output_attentions,
@@ -128,3 +148,35 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
     def _attention_weights(self, runs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Weights `(count, heads, tokens, tokens)` per run to `(heads, tokens, tokens)` per sample."""
         return tuple(weights for run in runs for weights in run.unbind(0))
+
+    def _per_sample(
+        self,
+        states: torch.Tensor,
+        grid_thw: torch.Tensor | None = None,
+        image_grid_thw: torch.Tensor | None = None,
+        cu_seqlens: torch.Tensor | None = None,
+        **inputs,
+    ) -> tuple[torch.Tensor, ...]:
+        if cu_seqlens is not None:
+            return states.split(cu_seqlens.diff().tolist())
+        return states.split((image_grid_thw if grid_thw is None else grid_thw).prod(-1).tolist())
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor,
+        image_grid_thw: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling | tuple:
+        """As that of [`LlavaViTModel`]; `image_grid_thw` is `grid_thw`, which will do as well."""
+        return self._features(pixel_values, return_dict, image_grid_thw=image_grid_thw, **kwargs)
+
+    def get_video_features(
+        self,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_grid_thw: torch.Tensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs,
+    ) -> BaseModelOutputWithPooling | tuple:
+        """As that of [`LlavaViTModel`]; `video_grid_thw` is `grid_thw`, which will do as well."""
+        return super().get_video_features(pixel_values_videos, return_dict, image_grid_thw=video_grid_thw, **kwargs)

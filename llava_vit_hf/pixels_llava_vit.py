@@ -1,8 +1,8 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """From whatever a user calls an image to RGB pixels, and from those to normalized float32.
 
-Pixels stay `uint8` until the very last step: rescaling and normalizing maps each of 256 values of each of 3 channels
-to one float32, so a table made by transformers' own functions gives their bits at a fraction of the cost.
+Pixels stay `uint8` until the very last step: rescaling and normalizing them takes the steps of transformers' own
+functions, which gives their bits, where they end up, a few rows at a time.
 """
 
 import base64
@@ -16,12 +16,19 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 from transformers.image_transforms import center_crop, get_resize_output_image_size, normalize, rescale, resize
-from transformers.image_utils import ChannelDimension, infer_channel_dimension_format
+from transformers.image_utils import ChannelDimension, PILImageResampling, infer_channel_dimension_format
+from transformers.utils import logging
 
+from .grid_llava_vit import budget_grid
 from .settings_llava_vit import LlavaViTSettings
 
 
+logger = logging.get_logger(__name__)
 DOWNLOAD_SECONDS = 60
+# Filters that PyTorch knows too.
+TORCH_FILTERS = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
+# What was warned of.
+_WARNED: list[str] = []
 # Values that are normalized in one go; what that takes stays in the caches.
 PIXELS_AT_ONCE = 2**17
 # What Pillow raises for damaged files of the formats it reads.
@@ -38,7 +45,7 @@ def check_pixels(name: str, height: int, width: int, limit: int) -> None:
 
 
 def open_image(image: Any, name: str, max_image_pixels: int) -> Any:
-    """Opens a path or URL; anything else is returned as it is. A file's pixels are not decoded yet.
+    """Opens a path, a URL or a file's bytes; anything else is returned as it is. Its pixels are not decoded yet.
 
     Args:
         max_image_pixels: a file of more pixels is an error; so is one that Pillow refuses, of more than twice its own
@@ -48,10 +55,12 @@ def open_image(image: Any, name: str, max_image_pixels: int) -> Any:
         FileNotFoundError: if there is no such file.
         ValueError: if it is not a readable image, or has too many pixels.
     """
-    if not isinstance(image, str | Path):
+    if not isinstance(image, str | Path | bytes):
         return image
-    if str(image).startswith(("http://", "https://", "data:image/")):
-        source, content = label_of(image), io.BytesIO(_fetch(str(image), name, max_image_pixels))
+    if isinstance(image, bytes):
+        source, content = label_of(image), io.BytesIO(image)
+    elif str(image).startswith(("http://", "https://", "data:image/")):
+        source, content = label_of(image), io.BytesIO(fetch(str(image), name, max_image_pixels))
     else:
         source = content = Path(image)
         if source.is_dir():
@@ -74,14 +83,20 @@ def open_image(image: Any, name: str, max_image_pixels: int) -> Any:
     return opened
 
 
-def label_of(image: str | Path) -> str:
-    """A path or URL as messages name it: an image inside a URL is cut short."""
+def label_of(image: str | Path | bytes) -> str:
+    """A path or URL as messages name it: an image inside a URL is cut short, and bytes are counted."""
+    if isinstance(image, bytes):
+        return f"{len(image)} bytes"
     text = str(image)
     return f"{text[:40]}..." if text.startswith("data:") and len(text) > 43 else text
 
 
-def _fetch(url: str, name: str, max_image_pixels: int) -> bytes:
-    """The bytes of a URL, at most as many as an image within the limit has uncompressed."""
+def fetch(url: str, name: str, max_image_pixels: int) -> bytes:
+    """The bytes of a URL, at most as many as an image within the limit has uncompressed.
+
+    Raises:
+        ValueError: if there is no answer, or a larger one.
+    """
     if url.startswith("data:"):
         header, _, content = url.partition(",")
         try:
@@ -211,6 +226,11 @@ def _eight_bit(array: np.ndarray, name: str) -> np.ndarray:
 
 def resized_size(height: int, width: int, settings: LlavaViTSettings) -> tuple[int, int]:
     """`(height, width)` after resizing, before cropping."""
+    if settings.fitted:
+        patch = settings.patch_size
+        grid = budget_grid(height, width, patch, *settings.budget)
+        kept = grid == (height // patch, width // patch)
+        return (height, width) if kept else (grid[0] * patch, grid[1] * patch)
     if settings.native or not settings.do_resize:
         return height, width
     if "shortest_edge" not in settings.size:
@@ -236,12 +256,13 @@ def check_tokens(name: str, frames: int, height: int, width: int, settings: Llav
     if tokens == 0:
         raise ValueError(
             f"{name}: {width}x{height} pixels (width x height) is smaller than one patch of {patch}x{patch}. Enlarge "
-            "it, or pass native_resolution=False to resize."
+            "it, or pass min_patches=1 or native_resolution=False to resize."
         )
     if tokens > settings.max_tokens:
         raise ValueError(
             f"{name}: {frames} frame(s) of {width}x{height} pixels (width x height) are {tokens} tokens, more than "
-            f"max_tokens={settings.max_tokens}. Raise max_tokens, or pass native_resolution=False, or fewer frames."
+            f"max_tokens={settings.max_tokens}. Raise max_tokens, or pass max_patches (of one frame) or "
+            "native_resolution=False to resize, or fewer frames."
         )
 
 
@@ -252,33 +273,52 @@ def check_sample(name: str, frames: int, height: int, width: int, settings: Llav
     check_tokens(name, frames, *output_size(height, width, settings), settings)
 
 
-def resize_and_crop(image: PIL.Image.Image | np.ndarray, settings: LlavaViTSettings) -> np.ndarray:
-    """CLIP's resize and centre crop on an RGB image, by transformers' own functions: `(H, W, 3)`."""
+def resize_image(image: PIL.Image.Image | np.ndarray, settings: LlavaViTSettings) -> PIL.Image.Image | np.ndarray:
+    """An RGB image at its `resized_size`: as in CLIP by transformers' own function, to a budget by PyTorch's, which is
+    faster and differs from it by a value or two of 255."""
     layout = ChannelDimension.LAST
-    if settings.do_resize:
-        size = resized_size(*image_size(image, "image", layout), settings)
-        try:
-            image = resize(image, size, resample=settings.resample, input_data_format=layout)
-        except ValueError as error:
-            raise ValueError(
-                f"images or videos: an array of {image.dtype} with these values cannot be resized ({error}). Pass "
-                "uint8, floats from 0 to 1, or native_resolution=True."
-            ) from error
-    array = np.array(image) if isinstance(image, PIL.Image.Image) else image
-    if settings.do_center_crop:
-        crop = (settings.crop_size["height"], settings.crop_size["width"])
-        array = center_crop(array, crop, input_data_format=layout)
-    return array
+    height, width = image_size(image, "image", layout)
+    size = resized_size(height, width, settings)
+    if settings.native and size == (height, width):
+        return image
+    eight_bit = isinstance(image, PIL.Image.Image) or image.dtype == np.uint8
+    if settings.native and eight_bit and settings.resample in TORCH_FILTERS:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+        mode = TORCH_FILTERS[settings.resample]
+        return torch.nn.functional.interpolate(pixels, size, mode=mode, antialias=True)[0].permute(1, 2, 0).numpy()
+    try:
+        return resize(image, size, resample=settings.resample, input_data_format=layout)
+    except ValueError as error:
+        raise ValueError(
+            f"images or videos: an array of {image.dtype} with these values cannot be resized ({error}). Pass "
+            "uint8, floats from 0 to 1, or native_resolution=True without a budget of patches."
+        ) from error
+
+
+def centre(array: np.ndarray, settings: LlavaViTSettings) -> np.ndarray:
+    """CLIP's centre crop of `(H, W, 3)`, by transformers' own function: what it lacks becomes black."""
+    height, width = array.shape[:2]
+    crop = (settings.crop_size["height"], settings.crop_size["width"])
+    black = 1 - min(height, crop[0]) * min(width, crop[1]) / (crop[0] * crop[1])
+    if black and not _WARNED:
+        _WARNED.append("crop_size")
+        logger.warning(
+            f"{black:.0%} of a picture is black: {width}x{height} pixels (width x height) were centred on "
+            f"crop_size={settings.crop_size}, as CLIP does. Pass a crop_size no larger than size. (Said once.)"
+        )
+    return center_crop(array, crop, input_data_format=ChannelDimension.LAST)
 
 
 def to_frame(image: PIL.Image.Image | np.ndarray, settings: LlavaViTSettings) -> torch.Tensor:
     """One RGB image as `(3, H, W)`: raw uint8, or rescaled and normalized float32 if it came as floats."""
-    if not settings.native:
-        array = resize_and_crop(image, settings)
-    else:
-        array = np.array(image) if isinstance(image, PIL.Image.Image) else image
+    if settings.do_resize:
+        image = resize_image(image, settings)
+    array = np.array(image) if isinstance(image, PIL.Image.Image) else image
+    if settings.native:
         rows, columns = array.shape[0] // settings.patch_size, array.shape[1] // settings.patch_size
         array = array[: rows * settings.patch_size, : columns * settings.patch_size]
+    elif settings.do_center_crop:
+        array = centre(array, settings)
     if array.dtype != np.uint8:
         array = rescale_and_normalize(array, settings)
     # torch takes no negative strides, and warns about arrays it may not write to.
@@ -296,26 +336,33 @@ def rescale_and_normalize(array: np.ndarray, settings: LlavaViTSettings) -> np.n
     return array.astype(np.float32)
 
 
-def pixel_table(settings: LlavaViTSettings) -> torch.Tensor:
-    """`(3, 256)` float32: what each uint8 value of each channel becomes."""
-    values = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=-1)
-    return torch.from_numpy(rescale_and_normalize(values, settings)[0].T.copy())
+def mean_and_std(settings: LlavaViTSettings, device: torch.device | str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """What is subtracted and divided by, `(3, 1, 1)` float32 each."""
+    values = (settings.image_mean, settings.image_std)
+    return tuple(torch.tensor(value, dtype=torch.float32, device=device).expand(3).view(3, 1, 1) for value in values)
 
 
-def write_pixels(out: torch.Tensor, pixels: torch.Tensor, table: torch.Tensor) -> None:
+def write_pixels(
+    out: torch.Tensor, pixels: torch.Tensor, settings: LlavaViTSettings, mean: torch.Tensor, std: torch.Tensor
+) -> None:
     """Rescales and normalizes pixels, a few rows at a time so that no second image is held.
 
     Args:
-        out: `(rows, ..., 3, a, b)` float32, is written to.
+        out: `(rows, ..., 3, a, b)` float32 on any device, is written to.
         pixels: the same shape, as `to_frame` gives them: raw uint8, or float32 that is only copied.
-        table: from `pixel_table`.
+        mean, std: from `mean_and_std`, on the device of `out`.
     """
     if pixels.dtype != torch.uint8:
         out.copy_(pixels)
         return
-    starts = torch.arange(0, table.numel(), 256, dtype=torch.int32).view(3, 1, 1)  # of the channels' values
-    at_once = max(1, PIXELS_AT_ONCE // pixels[0].numel())
+    at_once = max(1, PIXELS_AT_ONCE // pixels[0].numel()) if out.device.type == "cpu" else len(pixels)
     for part, written in zip(pixels.split(at_once), out.split(at_once), strict=True):
-        # Laid out as `out` is, and not as the image was.
-        places = torch.add(part, starts, out=torch.empty(part.shape, dtype=torch.int32))
-        written.copy_(table.view(-1).index_select(0, places.view(-1)).view(places.shape))
+        # First laid out as `out` is, while a pixel is a byte.
+        written.copy_(part.contiguous())
+        if settings.do_rescale and settings.rescale_factor == 1 / 255:
+            # For whole numbers up to 255 this has the bits of the product in float64.
+            written.div_(255)
+        elif settings.do_rescale:
+            written.copy_(written.double() * settings.rescale_factor)
+        if settings.do_normalize:
+            written.sub_(mean).div_(std)

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
-from .grid_llava_vit import TEMPORAL_CONTEXT
+from .grid_llava_vit import TEMPORAL_CONTEXT, TEMPORAL_RULES
 
 
 # Above twice its `PIL.Image.MAX_IMAGE_PIXELS` (89,478,485 unless changed) Pillow itself opens no file.
 MAX_IMAGE_PIXELS = 178_956_970
+MAX_FRAMES = 1_000_000
+# Two names for one thing: of a pair a call gives one, which replaces whatever was saved of both.
+ALTERNATIVES = (("num_frames", "fps"), ("max_patches", "max_pixels"), ("min_patches", "min_pixels"))
 
 
 @dataclass(frozen=True)
@@ -27,13 +30,20 @@ class LlavaViTSettings:
             `size` is an int or `{"shortest_edge": n}`, or `{"height": h, "width": w}`. Default: 448.
         do_rescale, rescale_factor, do_normalize, image_mean, image_std: as in CLIP.
         do_convert_rgb: convert other modes to RGB; if `False` they are an error.
+        max_patches: at native resolution, an image or frame of more patches is resized to at most these, keeping its
+            aspect (`budget_grid` has the rule), with `resample`. `None`, the default: nothing is resized.
+        min_patches: likewise, one of fewer patches is enlarged to at least these.
+        max_pixels, min_pixels: the same in pixels, as Qwen's processors name them: `max_pixels` of 1024 patches of 14
+            pixels are 1024 * 14 * 14. Of `max_patches` and `max_pixels` one is given, and so of the others.
         max_tokens: a sample (image or clip) of more patches is an error. Nothing is resized silently.
         max_image_pixels: an image or frame of more pixels is an error, before it is decoded; also one that resizing
             would make that large. Default: 178,956,970, above which Pillow opens no file either.
         max_frames: a video (file, folder or list) of more frames is an error, and so is a `num_frames` above it.
-            Default: 1,000,000, nine hours at 30 frames a second.
+            Default: 1,000,000, nine hours at 30 frames a second. With `fps` it is the most that are sampled.
         num_frames: frames sampled from a video, or `"all"`.
+        fps: in place of `num_frames`, frames sampled from a second of a video.
         temporal_context: frames of the context that a clip's sampled frames are spread over.
+        temporal_rule: from frames to temporal positions: `"round"`, `"floor"` or `"index"`, see `temporal_positions`.
         input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape does not tell. Not saved.
 
     Raises:
@@ -54,11 +64,17 @@ class LlavaViTSettings:
     image_mean: float | list[float] | None = None
     image_std: float | list[float] | None = None
     do_convert_rgb: bool = True
+    max_patches: int | None = None
+    min_patches: int | None = None
+    max_pixels: int | None = None
+    min_pixels: int | None = None
     max_tokens: int = 65536
     num_frames: int | str = 8
+    fps: float | None = None
     temporal_context: int = TEMPORAL_CONTEXT
+    temporal_rule: str = "round"
     max_image_pixels: int = MAX_IMAGE_PIXELS
-    max_frames: int = 1_000_000
+    max_frames: int = MAX_FRAMES
     input_data_format: str | None = None
 
     def __post_init__(self):
@@ -75,14 +91,24 @@ class LlavaViTSettings:
             if name.startswith("do_") or name in ("packing", "native_resolution"):
                 if value is not None and not isinstance(value, bool | np.bool_):
                     raise ValueError(f"{name} must be True or False, found {value!r}.")
+            elif name in ("max_patches", "min_patches", "max_pixels", "min_pixels"):
+                if value is not None:
+                    check_positive(name, value)
             elif name.startswith("max_") or name in ("patch_size", "temporal_context"):
-                _check_positive(name, value)
+                check_positive(name, value)
         filters = [int(choice) for choice in PILImageResampling]
         if isinstance(self.resample, bool) or not isinstance(self.resample, int) or self.resample not in filters:
             raise ValueError(f"resample must be one of Pillow's filters, {filters}, found {self.resample!r}.")
         object.__setattr__(self, "resample", int(self.resample))
         if not isinstance(self.num_frames, str) or self.num_frames != "all":
-            _check_positive("num_frames", self.num_frames)
+            check_positive("num_frames", self.num_frames)
+        if self.fps is not None:
+            _check_numbers("fps", self.fps, single=True)
+            if self.fps <= 0:
+                raise ValueError(f"fps must be above 0, found {self.fps!r}.")
+        if not isinstance(self.temporal_rule, str) or self.temporal_rule not in TEMPORAL_RULES:
+            raise ValueError(f"temporal_rule must be one of {TEMPORAL_RULES}, found {self.temporal_rule!r}.")
+        self._check_budget()
         _check_numbers("rescale_factor", self.rescale_factor, single=True)
         _check_numbers("image_mean", self.image_mean)
         _check_numbers("image_std", self.image_std)
@@ -96,6 +122,61 @@ class LlavaViTSettings:
     def native(self) -> bool:
         """Whether images keep their size."""
         return bool(self.packing if self.native_resolution is None else self.native_resolution)
+
+    @property
+    def budget(self) -> tuple[int | None, int | None]:
+        """The fewest and the most patches that an image or frame is fitted to; `None` where there is no such bound."""
+        area = self.patch_size**2
+        least = self.min_patches if self.min_pixels is None else -(-self.min_pixels // area)
+        most = self.max_patches if self.max_pixels is None else self.max_pixels // area
+        return least, most
+
+    @property
+    def fitted(self) -> bool:
+        """Whether images are resized to a budget of patches."""
+        return self.native and self.do_resize and self.budget != (None, None)
+
+    @property
+    def most_frames(self) -> int:
+        """Frames that a video may have, of which some are sampled."""
+        return self.max_frames if self.fps is None else max(self.max_frames, MAX_FRAMES)
+
+    def _check_budget(self) -> None:
+        for one, other in ALTERNATIVES[1:]:
+            given = {name: getattr(self, name) for name in (one, other)}
+            if None not in given.values():
+                raise ValueError(f"{_listed(given)} are two names for one budget: pass one of them.")
+        least, most = self.budget
+        patch = self.patch_size
+        if most == 0:
+            raise ValueError(
+                f"max_pixels={self.max_pixels} is less than one patch of {patch}x{patch} = {patch**2} pixels."
+            )
+        if least is not None and most is not None and least > most:
+            names = ("min_patches", "min_pixels", "max_patches", "max_pixels")
+            given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+            raise ValueError(f"{_listed(given)}: the least, {least} patches, is above the most, {most}.")
+
+
+def override(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """`saved` settings with those that one call or one load gives; `None` means as saved.
+
+    Raises:
+        ValueError: if two are given of which one replaces the other.
+    """
+    given = {name: value for name, value in given.items() if value is not None}
+    replaced = {}
+    for pair in ALTERNATIVES:
+        found = {name: given[name] for name in pair if name in given}
+        if len(found) == len(pair):
+            raise ValueError(f"{_listed(found)} exclude each other: pass one of them.")
+        if found:
+            replaced |= {name: getattr(LlavaViTSettings, name) for name in pair}
+    return {**saved, **replaced, **given}
+
+
+def _listed(values: dict[str, Any]) -> str:
+    return " and ".join(f"{name}={value!r}" for name, value in values.items())
 
 
 def _size_dict(name: str, value: int | dict[str, int]) -> dict[str, int]:
@@ -122,6 +203,7 @@ def _check_numbers(name: str, value: Any, single: bool = False) -> None:
             raise ValueError(f"{name} must be {expected}, found {value!r}.")
 
 
-def _check_positive(name: str, value: Any) -> None:
+def check_positive(name: str, value: Any) -> None:
+    """Raises a ValueError unless the value is a count."""
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or not 1 <= value < 2**31:
         raise ValueError(f"{name} must be an integer of at least 1 and below 2**31, found {value!r}.")

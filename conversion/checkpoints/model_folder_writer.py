@@ -36,7 +36,8 @@ MODEL_CLASSES = {"dense": LlavaViTModel, "packing": LlavaViTPackingModel}
 # What an existing processor configuration is asked for; the rest follows from the target model.
 KEPT_PROCESSOR_FIELDS = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
-    *("do_normalize", "image_mean", "image_std", "do_convert_rgb", "num_frames", "temporal_context"),
+    *("do_normalize", "image_mean", "image_std", "do_convert_rgb", "num_frames", "fps"),
+    *("temporal_context", "temporal_rule", "max_patches", "min_patches", "max_pixels", "min_pixels"),
     *("max_tokens", "max_image_pixels", "max_frames"),
 )
 

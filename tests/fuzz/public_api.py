@@ -157,10 +157,11 @@ def pictures(draw, floats: bool = True):
 
 
 SETTINGS = ("patch_size", "num_frames", "max_tokens", "size", "crop_size", "resample", "image_mean", "image_std")
+SETTINGS += ("max_patches", "min_patches", "max_pixels", "min_pixels", "fps", "temporal_rule")
 SETTINGS += ("rescale_factor", "temporal_context", "input_data_format", "do_rescale", "do_resize", "packing")
 setting_values = st.one_of(
     odd,
-    st.sampled_from((4, 8, 14, 16, 70, 32, "all", "channels_first", "channels_last", 0.5, [0.5, 0.5, 0.5])),
+    st.sampled_from((4, 8, 14, 16, 70, 32, "all", "channels_first", "channels_last", 0.5, [0.5, 0.5, 0.5], "floor")),
     st.sampled_from(({"shortest_edge": 16}, {"height": 16, "width": 24}, {"height": 16}, {"longest_edge": 9})),
 )
 

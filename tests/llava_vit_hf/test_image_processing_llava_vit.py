@@ -289,7 +289,7 @@ def test_dense_batch_of_unequal_sizes(dense):
     assert len(dense([media.image(42, 28), media.image(43, 29)], native_resolution=True)["pixel_values"]) == 2
 
 
-@pytest.mark.parametrize("value", [None, 3, b"bytes", {"a": 1}])
+@pytest.mark.parametrize("value", [None, 3, bytearray(b"bytes"), {"a": 1}])
 def test_what_is_no_image(packing, value):
     with pytest.raises(TypeError, match=r"images\[0\]"):
         packing([value])

@@ -33,7 +33,7 @@ ALLOWED = {
     "transformers.modeling_outputs": {"BaseModelOutputWithPooling"},
     "transformers.modeling_utils": {"ALL_ATTENTION_FUNCTIONS", "PreTrainedModel"},
     "transformers.models.auto.image_processing_auto": {"AutoImageProcessor"},
-    "transformers.processing_utils": {"ProcessorMixin"},
+    "transformers.processing_utils": {"MultiModalData", "ProcessorMixin"},
     "transformers.utils": {"logging"},
     "transformers.video_utils": {"load_video"},
 }
@@ -42,6 +42,7 @@ PACKAGES = {
     *("torch", "numpy", "PIL", "transformers"),
     *(
         "base64",
+        "bisect",
         "collections",
         "dataclasses",
         "functools",
@@ -51,8 +52,9 @@ PACKAGES = {
         "itertools",
         "math",
         "numbers",
+        "operator",
     ),
-    *("os", "pathlib", "re", "struct", "typing", "urllib"),
+    *("os", "pathlib", "re", "struct", "tempfile", "typing", "urllib"),
 }
 # Calls in the body of a shipped module: a logger, constants, and the registration of one operator with PyTorch.
 CALLED_AT_IMPORT = {"logging.get_logger", "LlavaViTSettings", "segment_attention_operator"}

@@ -138,7 +138,13 @@ def test_a_full_disk_is_an_error_and_leaves_nothing(tmp_path, backbone):
     assert [path.name for path in tmp_path.iterdir()] == ["backbone.pt"]
 
 
-@pytest.mark.parametrize("fields", [{"size": 32, "crop_size": 32}, {"size": {"height": 30, "width": 40}}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"size": 32, "crop_size": 32},
+        {"size": {"height": 30, "width": 40}, "temporal_rule": "floor", "max_patches": 60},
+    ],
+)
 def test_preprocessing_of_an_existing_folder_is_carried_over(tmp_path, backbone, fields):
     convert_folder(request(backbone, tmp_path / "first"))
     path = tmp_path / "first" / "preprocessor_config.json"
@@ -147,6 +153,9 @@ def test_preprocessing_of_an_existing_folder_is_carried_over(tmp_path, backbone,
     stored = json.loads((tmp_path / "second" / "preprocessor_config.json").read_text())
     size = fields["size"] if isinstance(fields["size"], dict) else {"shortest_edge": 32}
     assert stored["size"] == size
+    assert (stored["temporal_rule"], stored.get("max_patches")) == (
+        ("floor", 60) if "temporal_rule" in fields else ("round", None)
+    )
     path.write_text("{")
     with pytest.raises(CheckpointError, match="preprocessor_config.json is not JSON"):
         convert_folder(request(tmp_path / "first", tmp_path / "third"))
