@@ -3,7 +3,7 @@
 
     python docs/budget_picture.py demo_output/packing budget.png
 
-The photograph is made by formula. At 4000 x 3000 pixels the native features take a minute or two on a CPU.
+The photograph is made by formula. At 4000 x 3000 pixels the native features take some minutes on a CPU.
 """
 
 import argparse

@@ -19,8 +19,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from llava_vit_hf import LlavaViTImageProcessor, LlavaViTProcessor
 from tests.clone import copy_project
 from tests.loopback_hub import LoopbackHub
+from tests.media import pattern
+from tests.models import as_packing, dense_model
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -220,10 +223,35 @@ def test_the_readme_is_short_and_says_first_why():
     assert re.search(r"^!\[.+\]\(docs/features\.png\)$", "\n".join(lines[:14]), re.MULTILINE)
 
 
+def script(name: str):
+    """A script of `docs/`, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_picture_of_a_budget_has_a_photograph_and_both_features():
+    budget_picture = script("budget_picture")
+    model = as_packing(dense_model(patch_size=14))
+    processor = LlavaViTProcessor(LlavaViTImageProcessor(packing=True))
+    picture = budget_picture.compose(model, processor, Image.fromarray(pattern(210, 280)), 12).convert("RGB")
+    third = (budget_picture.WIDTH - 2 * budget_picture.GAP) // 3
+    panels = [
+        np.asarray(picture)[budget_picture.LINE :, place * (third + budget_picture.GAP) :][:, :third]
+        for place in range(3)
+    ]
+    # 20 x 15 patches, and 4 x 3 of at most 12: within one everything is of one colour.
+    for panel, (columns, rows) in zip(panels[1:], ((20, 15), (4, 3)), strict=True):
+        height, width = panel.shape[0] / rows, panel.shape[1] / columns
+        inner = panel[: int(height) - 2, : int(width) - 2]
+        assert (inner == inner[0, 0]).all() and len(np.unique(panel.reshape(-1, 3), axis=0)) >= 6
+    committed = ROOT / "docs" / "budget.png"
+    assert committed.stat().st_size < 150_000 and Image.open(committed).width == budget_picture.WIDTH
+
+
 def test_the_picture_is_composed_of_what_visualize_features_draws(tmp_path):
-    spec = importlib.util.spec_from_file_location("features_picture", ROOT / "docs" / "features_picture.py")
-    features_picture = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(features_picture)
+    features_picture = script("features_picture")
     for place, (name, size) in enumerate((("image1", (64, 42)), ("video1", (260, 26)))):
         for kind, colour in (("input", 200), ("principal_components", 90)):
             picture = Image.new("RGBA", size, (colour, 10 * place, 0, 255))
