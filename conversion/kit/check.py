@@ -167,6 +167,8 @@ class Report:
             lines.append(
                 f"within the bounds of {self.kept()[0]}: if it computes in that, say --dtype {self.kept()[0]}"
             )
+        if not self.passed and not self.diagnoses:
+            lines.append("no fault to compare with: no array has numbers, or the kit has no faults for these cases")
         return "\n".join([*lines, *(diagnosis.text() for diagnosis in self.diagnoses)])
 
     def to_dict(self) -> dict:
@@ -246,11 +248,11 @@ def read_outputs(path: Path, wanted: Iterable[str], known: Iterable[str]) -> dic
         InputError: if the file is none, is damaged, lacks a name, has an unknown one or a dtype that is not taken.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            if not hasattr(file, "files"):
-                raise InputError(f"{path} holds one array; expected an NPZ file (numpy.savez).")
-            names = file.files
-            _check_names(path, names, list(wanted), list(known))
+        file = np.load(path, allow_pickle=False)
+        if isinstance(file, np.ndarray):
+            raise InputError(f"{path} holds one array; expected an NPZ file (numpy.savez).")
+        with file:
+            _check_names(path, file.files, list(wanted), list(known))
             arrays = {name: file[name] for name in wanted}
     except FileNotFoundError:
         raise InputError(f"{path} does not exist.") from None
@@ -346,8 +348,12 @@ def nearest_fault(evidence: list[Evidence], descriptions: Mapping[str, str], whe
     if not known or total == 0:
         return None
     unexplained = {fault: math.sqrt(sum(_error_to(fault, row) ** 2 for row in evidence)) / total for fault in known}
-    best = min(known, key=lambda fault: unexplained[fault])
-    least, near = unexplained[best], unexplained[best] <= NEAR
+    least = min(unexplained.values())
+    tied = [fault for fault in known if unexplained[fault] <= least + TIE]
+    # Of equals the simplest: not a pair where one of its faults is enough.
+    best = min(tied, key=lambda fault: (fault.count("+"), unexplained[fault]))
+    near = least <= NEAR
+    alike = tuple(fault for fault in tied if near and best not in fault.split("+") and fault != best)
     shown = [row for row in evidence if best in row.faults]
     to_fault = np.concatenate([cosines(row.actual, row.faults[best]) for row in shown])
     to_right = np.concatenate([cosines(row.actual, row.right) for row in shown])
@@ -355,12 +361,12 @@ def nearest_fault(evidence: list[Evidence], descriptions: Mapping[str, str], whe
         fault=best,
         description=descriptions[best],
         near=near,
-        unexplained=least,
+        unexplained=unexplained[best],
         cosine=float(to_fault.mean()),
         right_cosine=float(to_right.mean()),
         error=_root_mean_square(_error_to(best, row) for row in shown),
         right_error=_root_mean_square(relative_error(row.actual, row.right) for row in shown),
-        alike=tuple(fault for fault in known if near and fault != best and unexplained[fault] <= least + TIE),
+        alike=alike,
         where=where,
     )
 
@@ -515,7 +521,7 @@ def _panel(checkpoint: str, cases: dict[str, list[Row]], dtype: str) -> list[str
     parts.append(f'<text x="{right}" y="{bound - 4:.1f}" text-anchor="end" fill="red">{dtype}</text>')
     places = {row.array: left + step * index for index, row in enumerate(longest)}
     for array, x in places.items():
-        label = array.replace("hidden_states", "layer ").replace("last_layer ", "last")
+        label = array.replace("hidden_states[", "state ").rstrip("]")
         parts.append(f'<text x="{x:.1f}" y="{bottom + 16}" text-anchor="middle" font-size="9">{label}</text>')
     for index, (case, rows) in enumerate(cases.items()):
         colour = COLOURS[index % len(COLOURS)]
