@@ -5,7 +5,8 @@
 
 Refused unless the folder's verification.json says PASS for exactly its bytes. The folder's code is executed. Exit
 code 0 only if what came back from the Hub is equal to the folder, file by file and bit for bit; 2 for a folder or
-arguments that cannot be, 1 for every other refusal.
+arguments that cannot be, 1 for every other refusal. With --repo_type dataset a conformance kit is published, the same
+way but for what is executed: nothing is.
 """
 
 import sys
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conversion.common.arguments import ArgumentParser  # noqa: E402
 from conversion.common.model_folder import PublishError, PublishInputError  # noqa: E402
+from conversion.publishing.kit_repo import push_kit_from_options  # noqa: E402
 from conversion.publishing.options import add_publish_arguments, push_from_options  # noqa: E402
 
 
@@ -23,9 +25,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = ArgumentParser(__doc__)
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="model folder, made by a conversion script")
     add_publish_arguments(parser, standalone=True)
+    parser.add_argument(
+        "--repo_type", choices=("model", "dataset"), default="model", help="dataset: FOLDER is a conformance kit"
+    )
     options = parser.parse_args(arguments)
     try:
-        push_from_options(options.folder, options)
+        push = push_kit_from_options if options.repo_type == "dataset" else push_from_options
+        push(options.folder, options)
     except (PublishError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         # What cannot be read, or is no folder or repo id, is a bad input; a refusal of the gate or the Hub is not.
