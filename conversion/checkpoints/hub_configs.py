@@ -67,7 +67,10 @@ def read_processor(name: str, layout: str) -> dict:
 
 
 def read_card_data(name: str) -> dict:
-    """License, base model (None where there is none) and tags of a variant's model card."""
+    """License, base model (None where there is none) and tags of a variant's model card.
+
+    `conformance_kit`, where it is there, is the dataset repo that the card links.
+    """
     return _read(name, "card.json")
 
 

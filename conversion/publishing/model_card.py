@@ -57,8 +57,7 @@ def render_card(
 
 def card_data(folder: ModelFolder, base_model: str | None = None) -> ModelCardData:
     """The metadata: license, library, task, base model and tags; the license and tags of a named variant's card."""
-    variant = fitting_variant(folder.config)
-    known = read_card_data(variant) if variant else {}
+    known = _known(folder)
     return ModelCardData(
         license=known.get("license") or LICENSE,
         library_name="transformers",
@@ -66,6 +65,12 @@ def card_data(folder: ModelFolder, base_model: str | None = None) -> ModelCardDa
         base_model=base_model or known.get("base_model"),
         tags=list(dict.fromkeys((*TAGS, *known.get("tags", ()), folder.layout))),
     )
+
+
+def _known(folder: ModelFolder) -> dict:
+    """The `card.json` of the variant that a folder holds; empty if it is none of them."""
+    variant = fitting_variant(folder.config)
+    return read_card_data(variant) if variant else {}
 
 
 def merge_cards(existing: str, card: ModelCard, folder: ModelFolder) -> str:
@@ -153,6 +158,7 @@ def _template_fields(folder: ModelFolder, repo_id: str, pin: str) -> dict:
         "hidden_size": config["hidden_size"],
         "use_head": config.get("use_head", True),
         "verification": verification_section(folder),
+        "kit": _known(folder).get("conformance_kit"),
         "code": _hash_table(code),
         "data": _hash_table(data),
     }

@@ -341,6 +341,11 @@ ORACLE_FAULTS = (
         "patches flattened as (row, column, channel)",
         plant=_reordered(lambda weight: weight.flatten(1).unflatten(1, (*weight.shape[2:], 3)).permute(0, 3, 1, 2)),
     ),
+    OracleFault(
+        "weight_channels_last",
+        "the weight of the patches flattened as (row, column, channel)",
+        plant=_reordered(lambda weight: weight.permute(0, 2, 3, 1).reshape(weight.shape)),
+    ),
     OracleFault("patch_transposed", "patches transposed", plant=_reordered(lambda weight: weight.transpose(2, 3))),
     OracleFault("column_by_column", "tokens in the order (t, w, h)", outputs=_column_by_column),
     # Positions.

@@ -32,7 +32,7 @@ LOOKS_LIKE = {
     "pre_norm_left_out": "no_pre_norm",
     "post_norm_left_out": "no_post_norm",
     "head_residual_left_out": "head_without_residual",
-    "patch_order": "patch_channels_last",
+    "patch_order": "weight_channels_last",
     "rows_off_by_one": "rows_shifted",
     "height_width_swapped": "height_width_swapped",
     "time_in_steps_of_one": "frame_numbers",

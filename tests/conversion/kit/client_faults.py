@@ -24,6 +24,10 @@ KNOWN = {
         "/ 255 - np.float32([0.485, 0.456, 0.406])) / np.float32([0.229, 0.224, 0.225]))",
     ),
     "patch_channels_last": ("blocks.transpose(1, 2, 4, 0, 3, 5)", "blocks.transpose(1, 2, 4, 3, 5, 0)"),
+    "weight_channels_last": (
+        'encoder.weights["conv1.weight"].reshape(width, -1)',
+        'np.moveaxis(encoder.weights["conv1.weight"], 1, 3).reshape(width, -1)',
+    ),
     "patch_transposed": ("blocks.transpose(1, 2, 4, 0, 3, 5)", "blocks.transpose(1, 2, 4, 0, 5, 3)"),
     "height_width_swapped": ("positions[:, axis, None]", "positions[:, (0, 2, 1)[axis], None]"),
     "axes_reversed": ("positions[:, axis, None]", "positions[:, 2 - axis, None]"),
