@@ -8,6 +8,7 @@ NEW := $(VENV)/transformers-5
 OLD := $(VENV)/transformers-4
 DEMO := demo_output
 
+# kit           the conformance kit, for those who implement the encoder anew, in kit/
 # test-quick    what takes no seconds, with transformers 5: between edits
 # test-slow     what takes minutes: mutations, kills, all variants, files over 5 GB
 # test-middle   the shipped files with a transformers in between
@@ -16,7 +17,8 @@ DEMO := demo_output
 # fuzz          every entry point and file parser on bad inputs, and a table: make fuzz SECONDS=3600
 # benchmark     speed, memory and growth as ratios, with a picture where matplotlib is installed; leave the machine alone
 
-.PHONY: demo test test-new test-old test-quick test-slow test-middle test-torchvision fuzz benchmark style check audit clean
+.PHONY: demo kit test test-new test-old test-quick test-slow test-middle test-torchvision fuzz benchmark style check
+.PHONY: audit clean
 
 demo: $(NEW)/ready
 	$(NEW)/bin/python conversion/make_demo_inputs.py $(DEMO)
@@ -30,6 +32,9 @@ demo: $(NEW)/ready
 	$(NEW)/bin/python examples/verify_features.py --features_dir $(DEMO)/features
 	$(NEW)/bin/python examples/visualize_features.py --features_dir $(DEMO)/features
 	$(NEW)/bin/python docs/features_picture.py $(DEMO)/features/pictures $(DEMO)/features.png
+
+kit: $(NEW)/ready
+	$(NEW)/bin/python conversion/make_conformance_kit.py --output_dir $@ --overwrite
 
 test: test-new test-old
 
@@ -108,7 +113,7 @@ $(AUDIT)/ready:
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) kit
 
 $(NEW)/ready: TRANSFORMERS := transformers>=5,<6
 $(OLD)/ready: TRANSFORMERS := transformers>=4.57,<5

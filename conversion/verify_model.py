@@ -32,6 +32,7 @@ from conversion.verification.report import (  # noqa: E402
 from conversion.verification.verify import (  # noqa: E402
     VerificationError,
     VerificationRequest,
+    diagnose_folder,
     verify_folder,
 )
 
@@ -46,6 +47,9 @@ def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--prefix", default="", help="of the encoder's names in the source, like visual.trunk.")
     parser.add_argument("--attn_implementation", default="sdpa", help="sdpa (default) or eager")
     add_time_budget(parser)
+    parser.add_argument(
+        "--diagnosis_only", action="store_true", help="run a small case alone, and name the mistake it looks like"
+    )
     parser.add_argument("--markdown", action="store_true", help="print the whole report")
     parser.add_argument("--write_report", action="store_true", help="replace the folder's report by this one")
     return parser.parse_args(arguments)
@@ -61,15 +65,18 @@ def main(arguments: list[str] | None = None) -> int:
             heads = published["source"]["config"]["num_attention_heads"]
         weights, prefix = (options.source, options.prefix) if options.source else (options.folder, "")
         source = read_source(weights, options.revision, options.model_name, heads, prefix=prefix)
-        report = verify_folder(
-            VerificationRequest(
-                folder=options.folder,
-                source=source,
-                converted=None if options.source else source.checkpoint,
-                attn_implementation=options.attn_implementation,
-                time_budget=options.time_budget,
-            )
+        request = VerificationRequest(
+            folder=options.folder,
+            source=source,
+            converted=None if options.source else source.checkpoint,
+            attn_implementation=options.attn_implementation,
+            time_budget=options.time_budget,
         )
+        if options.diagnosis_only:
+            lines = diagnose_folder(request)
+            print("\n".join(lines) or f"{options.folder} is right on a small image and a small clip")
+            return 1 if lines else 0
+        report = verify_folder(request)
         if options.write_report:
             write_report(report, options.folder)
     except (CheckpointError, VerificationError, ValueError, OSError) as error:

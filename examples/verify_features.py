@@ -5,7 +5,8 @@
     python examples/verify_features.py --features_dir features --reference user/model --revision COMMIT
 
 Against a reference it says first whether inputs, frames, processor and weights are the same, by their hashes, and then
-whether the features are. Exit code 0 only if everything passes. Runs no model.
+whether the features are. Exit code 0 only if everything passes. Runs no model, unless --diagnose is given and
+something fails: then each model of the run is run on a small case, and the mistake that it looks like is named.
 """
 
 import sys
@@ -16,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conversion.common.arguments import ArgumentParser, from_options  # noqa: E402
 from examples.extraction.comparisons import DEFAULT_THRESHOLD, Report, compare_features, compare_runs  # noqa: E402
+from examples.extraction.diagnosis import diagnose_run  # noqa: E402
 from examples.extraction.feature_sets import is_paired, load_metadata, load_pair, open_features  # noqa: E402
 from examples.extraction.limits import DEFAULT_LIMITS, FileLimits  # noqa: E402
 from examples.extraction.options import add_file_limits  # noqa: E402
@@ -57,6 +59,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--reference", help="another run: its folder, or a repo id with features in verification/")
     parser.add_argument("--revision", help="commit of the reference, when it is a repo; pin one to be repeatable")
     parser.add_argument("--threshold", type=float, default=DEFAULT_THRESHOLD, help="smallest token cosine that passes")
+    parser.add_argument(
+        "--diagnose",
+        action="store_true",
+        help="if something fails, name the mistake each model looks like; executes the code in their folders",
+    )
     add_file_limits(parser)
     options = parser.parse_args(arguments)
     try:
@@ -66,7 +73,14 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(report.text())
-    return 0 if report.passed else 1
+    if report.passed:
+        return 0
+    if options.diagnose:
+        for line in diagnose_run(load_metadata(options.features_dir, limits)):
+            print(line)
+    else:
+        print("--diagnose runs the models, if they are here, and names the known mistake that they look like")
+    return 1
 
 
 if __name__ == "__main__":

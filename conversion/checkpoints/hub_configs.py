@@ -26,8 +26,8 @@ from conversion.common.json_files import NUMBER, check_shape, read_json_object
 FOLDER = Path(__file__).resolve().parents[2] / "hub_configs"
 LAYOUTS = ("dense", "packing")
 CARD_FIELDS = ("license", "base_model", "tags")
-# That a card may have, too: what follows "pretrained" in the model card, and where a clone of this project is had.
-MORE_CARD_FIELDS = ("pretraining", "project_url")
+# That a card may have, too; `read_card_data` says what they are.
+MORE_CARD_FIELDS = ("pretraining", "project_url", "conformance_kit")
 NORMS = ("layer_norm", "rms_norm")
 SIZES = (
     *("hidden_size", "num_attention_heads", "num_hidden_layers", "intermediate_size", "patch_size"),
@@ -70,7 +70,8 @@ def read_processor(name: str, layout: str) -> dict:
 
 def read_card_data(name: str) -> dict:
     """License, base model (None where there is none) and tags of a variant's model card; and where it has them,
-    `pretraining`, a phrase that follows "pretrained", and `project_url`."""
+    `pretraining`, a phrase that follows "pretrained", `project_url`, and `conformance_kit`, the dataset repo that the
+    card links."""
     return _read(name, "card.json")
 
 

@@ -34,6 +34,7 @@ _SHAPE = {
     "bounds": {str: {**_BOUNDS, "times_own_rounding?": NUMBER, "tightest_relative_error?": NUMBER}},
     "cases": [{**_CASE, "arrays": {"hidden_states?": [_METRICS]}}],
     "controls": [{**_CONTROL, "kind?": str}],
+    "diagnosis?": [str],
 }
 # Not in the first reports of schema 1. Such a report still proves its files, so they can be published.
 _LATER = {

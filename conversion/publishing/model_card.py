@@ -65,8 +65,7 @@ def render_card(
 
 def card_data(folder: ModelFolder, base_model: str | None = None) -> ModelCardData:
     """The metadata: license, library, task, base model and tags; the license and tags of a named variant's card."""
-    variant = fitting_variant(folder.config)
-    known = read_card_data(variant) if variant else {}
+    known = known_card_data(folder)
     return ModelCardData(
         license=known.get("license") or LICENSE,
         library_name="transformers",
@@ -74,6 +73,12 @@ def card_data(folder: ModelFolder, base_model: str | None = None) -> ModelCardDa
         base_model=base_model or known.get("base_model"),
         tags=list(dict.fromkeys((*TAGS, *known.get("tags", ()), folder.layout))),
     )
+
+
+def known_card_data(folder: ModelFolder) -> dict:
+    """The `card.json` of the variant that a folder holds; empty if it is none of them."""
+    variant = fitting_variant(folder.config)
+    return read_card_data(variant) if variant else {}
 
 
 def merge_cards(existing: str, card: ModelCard, folder: ModelFolder) -> str:
@@ -160,7 +165,7 @@ def _is_float32(case: dict) -> bool:
 def _template_fields(folder: ModelFolder, record: CardRecord, features: dict | None) -> dict:
     config, processor = folder.config, folder.processor
     crop = processor.get("crop_size") or config.get("image_size")
-    variant = fitting_variant(config)
+    known = known_card_data(folder)
     code = [file for name, file in folder.files.items() if name.endswith(".py")]
     data = [file for name, file in (folder.files | folder.reports).items() if not name.endswith(".py")]
     return {
@@ -172,7 +177,7 @@ def _template_fields(folder: ModelFolder, record: CardRecord, features: dict | N
         "begin": BEGIN,
         "end": END,
         "record": record.as_comment(),
-        "pretraining": (read_card_data(variant) if variant else {}).get("pretraining"),
+        "pretraining": known.get("pretraining"),
         "sibling": record.sibling_id,
         "sibling_url": record.sibling_url,
         "headline": headline(folder),
@@ -185,6 +190,8 @@ def _template_fields(folder: ModelFolder, record: CardRecord, features: dict | N
         "use_head": config.get("use_head", True),
         "verification": verification_section(folder, record),
         "features": features_section(features, record, folder.layout),
+        "kit": known.get("conformance_kit"),
+        "clone": record.clone,
         "code": _hash_table(code),
         "data": _hash_table(data),
     }

@@ -28,7 +28,6 @@ import numpy as np
 from huggingface_hub import constants
 from huggingface_hub.errors import RevisionNotFoundError
 
-from conversion.checkpoints.hub_configs import fitting_variant, read_card_data
 from conversion.common.model_folder import (
     CARD,
     CONFIG,
@@ -55,7 +54,7 @@ from conversion.publishing.features import (
 )
 from conversion.publishing.hub_client import HubClient, RepoState, differing
 from conversion.publishing.load_back import check_published, folder_features
-from conversion.publishing.model_card import render_card
+from conversion.publishing.model_card import known_card_data, render_card
 from conversion.publishing.one_commit import (
     Target,
     check_arguments,
@@ -423,8 +422,7 @@ def _contents(
     # A tag would not outlive the pull request.
     content = content_name(model)
     pin = revision if is_pull_request(revision) else tag_name(content, name)
-    variant = fitting_variant(model.config)
-    project_url = request.project_url or (read_card_data(variant) if variant else {}).get("project_url")
+    project_url = request.project_url or known_card_data(model).get("project_url")
     record = CardRecord(request.repo_id, pin, content, request.sibling or _sibling_there(state, content), project_url)
     existing = model.readme if state is None or state.readme is None else state.readme
     card = render_card(model, record, features, existing=existing, base_model=request.base_model)

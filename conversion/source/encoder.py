@@ -287,13 +287,18 @@ class SourceEncoder(nn.Module):
 
     def _encode(self, clip: torch.Tensor, positions, visible_indices):
         """One clip `(3, T, H, W)`: hidden states, tokens `(N, C)` and pooled `(C,)`."""
-        x, grid = self._embed(clip)
+        x, grid = self.embed(clip)
         if visible_indices is not None:
             x, grid = x[visible_indices], grid[visible_indices]
         if positions is None:
             positions = grid
         elif positions.shape != grid.shape:
             raise ValueError(f"positions must be {tuple(grid.shape)} for each sample, found {tuple(positions.shape)}.")
+        states, x = self.encode(x, positions)
+        return states, x, self.head(x) if self.config.use_head else None
+
+    def encode(self, x: torch.Tensor, positions: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Hidden states and the tokens after `ln_post` of embedded tokens `(N, C)` at `positions` `(N, 3)`."""
         angles = rotary_angles(positions.to(x.device), self.config.head_dim, self.config.rope_theta)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         x = self.ln_pre(x)
@@ -301,10 +306,9 @@ class SourceEncoder(nn.Module):
         for layer in self.transformer.layers:
             x = layer(x, cos, sin)
             states.append(x)
-        x = self.ln_post(x)
-        return states, x, self.head(x) if self.config.use_head else None
+        return states, self.ln_post(x)
 
-    def _embed(self, clip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def embed(self, clip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens `(N, C)` of a clip `(3, T, H, W)` and their places `(N, 3)` on its grid, row-major."""
         patch_size = self.config.patch_size
         if min(clip.shape[-2:]) < patch_size:

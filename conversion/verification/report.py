@@ -56,7 +56,7 @@ def markdown_report(report: dict) -> str:
         summary_line(report) + ".",
         facts_line(model["config"]),
         report["taken_on_trust"],
-        "\n".join(f"* {note}" for note in report["notes"]),
+        "\n".join(f"* {note}" for note in report["notes"] + report.get("diagnosis", [])),
         "## Cases",
         "Worst sample of each case. float64 and float32 decide; bfloat16 is reported: with attention this peaked its "
         "rounding alone moves single tokens.",
@@ -88,7 +88,7 @@ def failures(report: dict) -> list[str]:
         if case["result"] == FAIL
     ]
     lines += [f"fault {c['name']} was not told apart" for c in report["controls"] if not c["detected"]]
-    return lines
+    return lines + report.get("diagnosis", [])
 
 
 def compare_reports(mine: dict, published: dict) -> list[str]:

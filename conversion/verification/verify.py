@@ -67,9 +67,7 @@ def verify_folder(request: VerificationRequest) -> dict:
         VerificationError: if the folder cannot be loaded and run.
     """
     started = datetime.now(UTC)
-    converted = request.converted or read_checkpoint(request.folder)
-    if converted.layout == "source" or converted.config is None:
-        raise CheckpointError(f"{request.folder} is no dense or packing model folder.")
+    converted = open_folder(request)
     stored_dtype = resolve_dtype(converted, None)
     outcome = run_worker(request, stored_dtype)
     hidden = [control["name"] for control in outcome["controls"] if not control["detected"]]
@@ -94,8 +92,33 @@ def verify_folder(request: VerificationRequest) -> dict:
     return report
 
 
+def diagnose_folder(request: VerificationRequest) -> list[str]:
+    """Runs a small case alone: which known mistakes the folder's model looks like; empty if it is right there.
+
+    Raises:
+        CheckpointError, VerificationError: as `verify_folder`.
+    """
+    converted = open_folder(request)
+    return run_worker(request, resolve_dtype(converted, None), only_diagnosis=True)["diagnosis"]
+
+
+def open_folder(request: VerificationRequest) -> Checkpoint:
+    """The folder's own weights.
+
+    Raises:
+        CheckpointError: if they cannot be read, or are those of no model folder.
+    """
+    converted = request.converted or read_checkpoint(request.folder)
+    if converted.layout == "source" or converted.config is None:
+        raise CheckpointError(f"{request.folder} is no dense or packing model folder.")
+    return converted
+
+
 def run_worker(
-    request: VerificationRequest, stored_dtype: torch.dtype, only_controls: list[str] | None = None
+    request: VerificationRequest,
+    stored_dtype: torch.dtype,
+    only_controls: list[str] | None = None,
+    only_diagnosis: bool = False,
 ) -> dict:
     """Runs `worker.py` in a process of its own, which opens the source anew, and returns what it found.
 
@@ -112,6 +135,7 @@ def run_worker(
         "attn_implementation": request.attn_implementation,
         "time_budget": request.time_budget,
         "only_controls": only_controls,
+        "only_diagnosis": only_diagnosis,
         "parent": os.getpid(),
     }
     root = Path(__file__).resolve().parents[2]

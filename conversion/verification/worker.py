@@ -36,6 +36,7 @@ from conversion.verification.cases import (  # noqa: E402
     multi_case,
     multi_tokens,
 )
+from conversion.verification.diagnosis import diagnose_model  # noqa: E402
 from conversion.verification.double_precision import in_double  # noqa: E402
 from conversion.verification.faults import DTYPE_OF_KIND, FAULTS, LEAK_CASE, Fault  # noqa: E402
 from conversion.verification.findings import Finding, outcome_of, sound  # noqa: E402
@@ -103,7 +104,8 @@ def open_job(request: dict) -> Job:
 
     Args:
         request: `folder`, `weights`, `prefix`, `source_config`, `stored_dtype`, `attn_implementation`, `time_budget`,
-            `parent`, and `only_controls`, names of the faults to try, or None for the whole verification.
+            `parent`, and `only_controls`, names of the faults to try, or None for the whole verification. `main` reads
+            `only_diagnosis` beside them.
     """
     folder, only = Path(request["folder"]), request["only_controls"]
     config = SourceConfig(**request["source_config"])
@@ -153,7 +155,15 @@ def run(job: Job) -> dict:
         findings += run_bfloat16(job, expected)
         judged_by["bfloat16"] = REPORTED.to_dict()
     outcome = outcome_of(findings, job.config.patch_size, "converted" if job.whole else "peaked")
-    return outcome | {"notes": [] if sound(findings) else [STOPPED], "bounds": judged_by}
+    if sound(findings):
+        return outcome | {"notes": [], "bounds": judged_by}
+    return outcome | {"notes": [STOPPED], "bounds": judged_by, "diagnosis": diagnose(job)}
+
+
+def diagnose(job: Job) -> list[str]:
+    """As `diagnose_model`."""
+    job.bar.set_postfix_str("naming the fault")
+    return diagnose_model(job.load(torch.float32), job.oracle)
 
 
 def found(job: Job, started: float, case: Case, dtype: str, judgement: Judgement, **fields) -> Finding:
@@ -348,8 +358,9 @@ def free_memory() -> int:
 def main() -> int:
     job_file, outcome_file = map(Path, sys.argv[1:])
     torch.manual_seed(0)
-    job = open_job(read_json_object(job_file))
-    outcome = run(job)
+    request = read_json_object(job_file)
+    job = open_job(request)
+    outcome = {"diagnosis": diagnose(job)} if request["only_diagnosis"] else run(job)
     job.bar.close()
     write_atomically(outcome_file, lambda stream: stream.write(json.dumps(outcome).encode()))
     return 0

@@ -75,7 +75,30 @@ def test_four_files_pass_and_the_report_is_kept(four_features, verify):
 def test_faults_fail(mine, verify, change, reason):
     change_arrays(mine, "features_packing.npz", change)
     code, output = verify("--features_dir", mine)
-    assert code == 1 and reason in output and output.strip().endswith("FAIL")
+    assert code == 1 and reason in output and ": FAIL\n--diagnose runs the models" in output
+
+
+@pytest.mark.long
+@pytest.mark.once
+def test_a_diagnosis_names_what_each_model_looks_like(mine, models, tmp_path, verify):
+    """Of a right dense model, a packing model with a norm left out, and one that is not here."""
+    broken = shutil.copytree(models / "tiny_packing", tmp_path / "broken")
+    code = broken / "modeling_llava_vit.py"
+    assert code.read_text().count("self.layernorm_post(hidden_states)") == 1
+    code.write_text(code.read_text().replace("self.layernorm_post(hidden_states)", "hidden_states"))
+    change_metadata(mine, lambda metadata: metadata["models"]["packing"].update(path=str(broken)))
+    change_arrays(mine, "features_packing.npz", lambda arrays: arrays.update(video1=arrays["video1"] * 1.001))
+    code, output = verify("--features_dir", mine, "--diagnose")
+    assert code == 1 and f"dense model: {models / 'tiny_dense'} is right on a small image" in output
+    assert "packing model: looks like the norm after the last layer left out: cosine 1.0000" in output
+    change_metadata(mine, lambda metadata: metadata["models"].pop("dense"))
+    change_metadata(mine, lambda metadata: metadata["models"]["packing"].update(path="packing"))
+    code, output = verify("--features_dir", mine, "--diagnose")
+    assert code == 1 and "packing model: packing is no model folder on this machine" in output
+
+
+def test_nothing_is_diagnosed_that_passes(four_features, verify):
+    assert "model:" not in verify("--features_dir", four_features, "--diagnose")[1]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +149,7 @@ def test_what_a_run_was_made_from_is_named_before_features(four_features, mine, 
     assert code == 1 and len(different) == 1
     assert lines[different[0]].startswith(f"{origin:<10} DIFFERENT: {name}:")
     assert different[0] < next(index for index, line in enumerate(lines) if "min cos" in line)
-    assert "8 of 8 comparisons pass" in output and output.strip().endswith("not made from the same: FAIL")
+    assert "8 of 8 comparisons pass" in output and "not made from the same: FAIL\n" in output
 
 
 def test_other_frames_are_told_by_their_numbers(four_features, mine, verify):

@@ -8,6 +8,7 @@ import torch
 
 from conversion.source.encoder import SourceConfig
 from conversion.source.peaked_weights import peaked_state_dict
+from conversion.verification.oracle_faults import ORACLE_FAULTS
 from tests.conversion.scripts import ROOT, convert_script, run_script
 from tests.slow.mutations import MUTATIONS, Mutation
 
@@ -16,6 +17,29 @@ from tests.slow.mutations import MUTATIONS, Mutation
 CONFIG = SourceConfig(hidden_size=64, num_attention_heads=2, num_hidden_layers=2, intermediate_size=64, patch_size=14)
 # Those that `make test` runs too: one each in the tables, the encoder and the processor.
 QUICK = ("qkv_order", "rope_rotates_halves", "bgr")
+# What the diagnosis must call them: the names in `conversion/verification/oracle_faults.py`. The others are not among
+# those, or do not show in the encoder's outputs.
+LOOKS_LIKE = {
+    "epsilon_of_the_origin": "epsilon",
+    "rope_split": "split_6_6_4",
+    "rope_sign": "rotated_backwards",
+    "rope_angles_interleaved": "interleaved_angles",
+    "rope_rotates_halves": "rotate_half",
+    "causal_attention": "causal",
+    "leak_between_equal_samples": None,
+    "qkv_order": "query_key_exchanged",
+    "tanh_gelu": "tanh_gelu",
+    "pre_norm_left_out": "no_pre_norm",
+    "post_norm_left_out": "no_post_norm",
+    "head_residual_left_out": "head_without_residual",
+    "patch_order": "weight_channels_last",
+    "rows_off_by_one": "rows_shifted",
+    "height_width_swapped": "height_width_swapped",
+    "time_in_steps_of_one": "frame_numbers",
+    "wrong_mean": None,
+    "keys_not_rotated": None,
+    "bgr": "bgr",
+}
 MARKS = (pytest.mark.long, pytest.mark.once)
 TREES = ("conversion", "llava_vit_hf", "hub_configs")
 
@@ -63,6 +87,10 @@ def test_fault_is_caught(tmp_path, weights, caught, mutation):
     lines = result.stderr[result.stderr.rindex("error: ") :].splitlines()
     reason = lines[1].strip() if lines[0].endswith(("FAIL:", "INCONCLUSIVE:")) else lines[0]
     assert "Error" not in result.stderr and "Traceback" not in reason, result.stderr
+    if mutation.name in LOOKS_LIKE:
+        named = {fault.description for fault in ORACLE_FAULTS if f"looks like {fault.description}: " in result.stderr}
+        wanted = LOOKS_LIKE[mutation.name]
+        assert named == {fault.description for fault in ORACLE_FAULTS if fault.name == wanted}, result.stderr
     caught[mutation.name] = f"| {mutation.name} | {mutation.file(ROOT).name} | {mutation.layout} | {reason[:160]} |"
 
 

@@ -9,6 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from conversion.common.model_folder import PublishError, PublishInputError, read_model_folder
+from conversion.publishing import model_card
 from conversion.publishing.card_features import CardRecord
 from conversion.publishing.model_card import BEGIN, END, NOTICE, render_card
 from conversion.verification.report import markdown_report, read_report
@@ -71,6 +72,13 @@ def test_facts_come_from_the_files(folder):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"layer_norm_eps": 0.25}))
     assert "| norm | layer_norm, epsilon 0.25 |" in card_of(folder)
+
+
+def test_the_conformance_kit_is_linked_where_the_variant_names_one(folder, monkeypatch):
+    assert "use the conformance kit, which `make kit`" in card_of(folder)
+    monkeypatch.setattr(model_card, "fitting_variant", lambda config: "llava_vit_ours")
+    monkeypatch.setattr(model_card, "read_card_data", lambda name: {"conformance_kit": "user/kit"})
+    assert "use the conformance kit [user/kit](/datasets/user/kit), which `make kit`" in card_of(folder)
 
 
 def test_every_executed_file_is_listed_with_its_hash(folder):
