@@ -1,12 +1,11 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """One commit to a repo of the Hub, whatever its size, and the check of what the Hub lists then.
 
-What a model folder and the features beside it are published with: same retries, same messages, same check.
+What models, the features beside them and conformance kits are published with: same retries, same messages, same check.
 """
 
 import fnmatch
-from collections.abc import Iterable, Mapping
-from pathlib import Path
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from huggingface_hub import constants, get_token
@@ -54,47 +53,6 @@ def require_token() -> None:
     """Raises a PublishError that says how to get a token where there is none."""
     if get_token() is None:
         raise PublishError("There is no token. Set HF_TOKEN to one with write access, or log in with `hf auth login`.")
-
-
-def publish_files(
-    repo_id: str,
-    folder: str,
-    files: Mapping[str, Path],
-    replaced: Iterable[str],
-    message: str,
-    create_pr: bool = False,
-) -> str:
-    """Commits files below a folder of an existing model repo, and checks the Hub's listing of the commit.
-
-    Args:
-        folder: path in the repo.
-        files: name below the folder, to the file.
-        replaced: patterns of names below the folder that an earlier publication may have left: such files go in the
-            same commit. All others stay.
-        create_pr: open a pull request (a draft) instead of committing to main.
-
-    Returns:
-        The URL of the commit or the pull request; that of the last commit if the repo holds all this already.
-
-    Raises:
-        PublishInputError: if `repo_id` is none.
-        PublishError: if the Hub refuses, or lists something else afterwards; only then is the commit in.
-        OSError: if a file cannot be read.
-    """
-    check_arguments(repo_id, None, create_pr)
-    require_token()
-    sent = [ModelFile.at(path, f"{folder}/{name}") for name, path in sorted(files.items())]
-    client = HubClient()
-    before = client.state(repo_id, None)
-    if before is None:
-        raise PublishError(f"{repo_id} does not exist, or the token may not see it.")
-    deleted = stale_files(before, sent, [f"{folder}/{pattern}" for pattern in replaced])
-    if create_pr and not deleted and not differing(sent, before.files):
-        raise nothing_to_propose(repo_id)
-    target = open_target(client, repo_id, None, create_pr, message)
-    commit = commit_files(client, repo_id, target, before, sent, deleted, message, "close it and publish again")
-    check_listing(client, repo_id, commit, before, sent, deleted)
-    return target.url if create_pr else f"{target.url}/commit/{commit}"
 
 
 def stale_files(before: RepoState, sent: Iterable[ModelFile], replaced: Iterable[str]) -> list[str]:
