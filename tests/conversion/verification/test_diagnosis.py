@@ -60,7 +60,7 @@ class TestModels:
         assert line.startswith("looks like none of the known faults; the nearest is: ")
 
     def test_without_time_it_says_so(self, model, oracle):
-        with no_post_norm(model.model):
+        with tanh_gelu(model.model):
             assert diagnose_model(model, oracle, longest=0.0) == [
                 f"only 0 of {len(fault_combinations())} known faults were tried for lack of time"
             ]

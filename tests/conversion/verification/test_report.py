@@ -110,6 +110,18 @@ def test_failures_and_summary(report):
     assert summary_line(report).startswith("verification FAIL: 1 of 2 cases pass, 0 of 1 planted faults told apart")
 
 
+def test_what_a_failed_model_looks_like_is_said_last_and_in_the_markdown(report, tmp_path):
+    line = "looks like h and w exchanged: cosine 1.0000 to that fault's output"
+    with_diagnosis = report | {"diagnosis": [line]}
+    assert failures(with_diagnosis) == [*failures(report), line]
+    assert f"* a note\n* {line}\n" in markdown_report(with_diagnosis)
+    write_report(with_diagnosis, tmp_path)
+    assert read_report(tmp_path)["diagnosis"] == [line]
+    (tmp_path / "verification.json").write_text(json.dumps(report | {"diagnosis": line}))
+    with pytest.raises(ValueError, match="diagnosis"):
+        read_report(tmp_path)
+
+
 def test_numbers():
     assert [cosine_text(value) for value in (None, 1.0, -0.5)] == ["n/a", "1.00000000", "-0.50000000"]
     assert [error_text(value) for value in (None, 0.0, 2e-5, 3.0)] == ["n/a", "0.00e+00", "2.00e-05", "3.00e+00"]
