@@ -10,6 +10,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 # Out of a local folder transformers 4 fetches only the files that this one imports itself, so all are named here.
+from .codec_llava_vit import codec_scores, codec_selection
 from .collation_llava_vit import collate
 from .decoding_llava_vit import BACKENDS  # noqa: F401
 from .grid_llava_vit import split_features
@@ -36,6 +37,7 @@ class LlavaViTProcessor(ProcessorMixin):
 
     # Of packed features, one array per sample.
     split_features = staticmethod(split_features)
+    codec_scores = staticmethod(codec_scores)
 
     @property
     def video_processor(self) -> LlavaViTVideoProcessor:
@@ -75,13 +77,14 @@ class LlavaViTProcessor(ProcessorMixin):
                 PyAV otherwise and for files that decord cannot read.
             return_metadata: add `metadata`, a list of one dict per sample: kind, source, height and width before
                 preprocessing, `grid_thw`, `temporal_positions`, `kept_patches` where some were chosen, and for
-                videos `frame_indices`, `timestamps` (seconds), `decoder`, `fps`, `total_frames`. It is not an input
-                of the model.
+                videos `frame_indices`, `timestamps` (seconds), `decoder`, `fps`, `total_frames`; of codec scores the
+                settings and `codec_way`, where the vectors are from. It is not an input of the model.
             return_tensors: `"pt"` (also `None`) or `"np"`.
             keep: keeps some patches only (codec-selected ones, say): one boolean mask per sample, images first, over
                 its `(t, h, w)` patches or flat; `None` for a sample that keeps all.
             scores: in place of `keep`, one array of numbers per sample, shaped likewise; the highest `top_k` patches
-                are kept.
+                are kept. Or `"codec"`: those of videos that their codec finds most motion and residual in, as
+                `codec_score`, `keep_first_frame` and `block` say; images keep all.
             top_k: with `scores`, how many patches a sample keeps, or one number per sample.
             kwargs: any argument of [`LlavaViTSettings`], for this call.
 
@@ -106,6 +109,10 @@ class LlavaViTProcessor(ProcessorMixin):
         samples = [] if images is None else self.image_processor.prepare(images, settings)
         if videos is not None:
             samples += self.video_processor.prepare(videos, settings, video_backend)
+        if isinstance(scores, str):
+            if scores != "codec" or keep is not None:
+                raise ValueError(f'scores must be arrays or "codec", without keep; found {scores!r}.')
+            keep, scores, top_k = codec_selection(videos, samples, settings, top_k), None, None
         return collate(samples, settings, return_tensors, return_metadata, keep=keep, scores=scores, top_k=top_k)
 
     def to_dict(self, *args, **kwargs) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from .grid_llava_vit import TEMPORAL_CONTEXT
 
 # Above twice its `PIL.Image.MAX_IMAGE_PIXELS` (89,478,485 unless changed) Pillow itself opens no file.
 MAX_IMAGE_PIXELS = 178_956_970
+CODEC_SCORES = ("motion+residual", "motion", "residual", "bits")
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,9 @@ class LlavaViTSettings:
             Default: 1,000,000, nine hours at 30 frames a second.
         num_frames: frames sampled from a video, or `"all"`.
         temporal_context: frames of the context that a clip's sampled frames are spread over.
+        codec_score: what `scores="codec"` scores by: `"motion+residual"`, `"motion"`, `"residual"` or `"bits"`.
+        keep_first_frame: by `scores="codec"` keep a clip's first frame whole, of its `top_k`.
+        block: by `scores="codec"` keep single patches (1), or 2 x 2 at a time (2).
         input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape does not tell. Not saved.
 
     Raises:
@@ -59,6 +63,9 @@ class LlavaViTSettings:
     temporal_context: int = TEMPORAL_CONTEXT
     max_image_pixels: int = MAX_IMAGE_PIXELS
     max_frames: int = 1_000_000
+    codec_score: str = "motion+residual"
+    keep_first_frame: bool = True
+    block: int = 1
     input_data_format: str | None = None
 
     def __post_init__(self):
@@ -72,7 +79,7 @@ class LlavaViTSettings:
             object.__setattr__(self, name, value)
         for name, value in vars(self).items():
             # Files that transformers writes may have null for False.
-            if name.startswith("do_") or name in ("packing", "native_resolution"):
+            if name.startswith("do_") or name in ("packing", "native_resolution", "keep_first_frame"):
                 if value is not None and not isinstance(value, bool | np.bool_):
                     raise ValueError(f"{name} must be True or False, found {value!r}.")
             elif name.startswith("max_") or name in ("patch_size", "temporal_context"):
@@ -83,6 +90,10 @@ class LlavaViTSettings:
         object.__setattr__(self, "resample", int(self.resample))
         if not isinstance(self.num_frames, str) or self.num_frames != "all":
             _check_positive("num_frames", self.num_frames)
+        for name, choices in (("codec_score", CODEC_SCORES), ("block", (1, 2))):
+            value = getattr(self, name)
+            if isinstance(value, bool) or value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r}.")
         _check_numbers("rescale_factor", self.rescale_factor, single=True)
         _check_numbers("image_mean", self.image_mean)
         _check_numbers("image_std", self.image_std)

@@ -72,7 +72,7 @@ def decode_video(
     if path is None:
         frames, metadata = _read_frames(video, num_frames, check, "videos", settings)
     elif path.is_dir():
-        frames, metadata = _read_frames(_frame_files(path), num_frames, check, f"videos: {path}", settings)
+        frames, metadata = _read_frames(frame_files(path), num_frames, check, f"videos: {path}", settings)
     elif path.exists():
         frames, metadata = decode_file(path, num_frames, backend, check, settings)
     else:
@@ -81,7 +81,8 @@ def decode_video(
     return frames, {**metadata, "height": frames.shape[1], "width": frames.shape[2], "source": source}
 
 
-def _frame_files(folder: Path) -> list[Path]:
+def frame_files(folder: Path) -> list[Path]:
+    """The images in a folder, in natural order of their names."""
     files = [path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
     if not files:
         raise ValueError(f"videos: the folder {folder} has no frames; expected images ({', '.join(FRAME_SUFFIXES)}).")

@@ -1,0 +1,439 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Scores of patches by what a video codec spends on them: motion and residual, or bits.
+
+H.264 and MPEG-4 files bring their own motion vectors and quantisers, which stock PyAV exports. Of everything else each
+sampled frame is encoded after the frame before it, in memory, with libx264 at pinned settings, and its vectors are
+read. Scores are made per pixel of the upright frame and averaged over the area of each patch, wherever resizing and
+cropping put it.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from .collation_llava_vit import Sample, kept_patches
+from .decoding_llava_vit import import_av, stream_frames
+from .pixels_llava_vit import output_size, resized_size
+from .settings_llava_vit import LlavaViTSettings
+from .video_processing_llava_vit import PLAIN_SETTINGS, decode_video, frame_files, split_videos
+
+
+# FFmpeg's names of the codecs whose decoders export both vectors and quantisers.
+EXPORTING_CODECS = ("h264", "mpeg4")
+EXPORT = {"flags2": "+export_mvs", "export_side_data": "venc_params"}
+# Every second frame is intra coded, so pairs of frames know nothing of each other; one thread, so that no machine
+# cuts them up otherwise.
+X264 = {
+    **{"preset": "superfast", "tune": "zerolatency", "qp": "28"},
+    "x264-params": "keyint=2:min-keyint=1:scenecut=0:bframes=0:ref=1:weightp=0:aq-mode=0:mbtree=0:sliced-threads=0",
+}
+B_FRAME = 3  # FFmpeg's AV_PICTURE_TYPE_B
+CELL = 4  # pixels that a motion vector stands for at least
+MACROBLOCK = 16
+PERCENTILE = 95
+
+LEVEL_BITS = 4.0  # of a level of 1, with its place and sign
+# The orthonormal DCT of 8 samples: a row for each frequency.
+DCT = torch.cos(torch.outer(torch.arange(8), torch.arange(8) + 0.5) * np.pi / 8) * 0.5
+DCT[0] /= 2**0.5
+
+# Of one axis: where the first patch starts and how long each is, in pixels of the frame, and how many there are.
+Axis = tuple[float, float, int]
+
+
+@dataclass(frozen=True)
+class CodedFrame:
+    """A frame and how its codec predicts it.
+
+    Args:
+        luma: `(H, W)` uint8, as coded.
+        before: that of the frame shown before; of the first frame its own.
+        past, future: those that vectors of the first and second list refer to, as far as stock PyAV lets know: the
+            nearest frames that are no B frames.
+        vectors: FFmpeg's records, or `None` in a frame predicted from itself alone.
+        steps: quantiser steps of macroblocks `(H / 16, W / 16)`, rounded up.
+        turns: quarter turns counter-clockwise that show it upright.
+    """
+
+    luma: np.ndarray
+    before: np.ndarray
+    past: np.ndarray
+    future: np.ndarray
+    vectors: np.ndarray | None
+    steps: np.ndarray
+    turns: int = 0
+
+
+def codec_scores(
+    video: Any,
+    frame_indices: Sequence[int],
+    patch_size: int,
+    codec_score: str = "motion+residual",
+    square: int | None = None,
+    **settings,
+) -> np.ndarray:
+    """Scores of the patches of some frames of a video; higher is more worth keeping.
+
+    Args:
+        video: as `decode_video` takes it.
+        frame_indices: of the frames, among those that decode; any order.
+        patch_size: in pixels.
+        codec_score: `"motion"` is the length of the vectors of the first list in whole pixels, without their median;
+            `"residual"` the change from the frame before; either is divided by the frame's 95th percentile and cut
+            off at 1. `"motion+residual"` is their mean. `"bits"` is the logarithm of an estimate of a macroblock's
+            bits, divided by the 99th percentile.
+        square: the frames are resized to have this longer side, and padded to a square around the centre, as the
+            released files have it. Default: native resolution.
+        settings: other arguments of [`LlavaViTSettings`], such as limits and `native_resolution`.
+
+    Returns:
+        `(T, h, w)` float32, at least 0. Padding scores 0.
+
+    Raises:
+        FileNotFoundError, TypeError, ValueError: as `decode_video`, and for frames that the video has not.
+        ImportError: if PyAV is missing, or is built without libx264 where that is needed.
+    """
+    given = {"native_resolution": True, **settings, "patch_size": patch_size, "codec_score": codec_score}
+    return score_video(video, frame_indices, replace(PLAIN_SETTINGS, **given), square)[0]
+
+
+def score_video(
+    video: Any, frame_indices: Sequence[int], settings: LlavaViTSettings, square: int | None = None
+) -> tuple[np.ndarray, str]:
+    """As `codec_scores`, by settings; and the way taken, `"stream: CODEC"` or `"libx264: CODEC"`, in words."""
+    indices = [int(index) for index in frame_indices]
+    if not indices or min(indices) < 0:
+        raise ValueError(f"frame_indices must be frame numbers of at least 0, found {indices or 'none'}.")
+    way, coded = _coded_frames(video, sorted(set(indices)), settings)
+    scores: dict[int, np.ndarray] = {}
+    for index, frame in coded:
+        pixels = np.rot90(SCORES[settings.codec_score](frame), frame.turns)
+        axes = patch_axes(*pixels.shape, settings, square)
+        scores[index] = _axis_means(_axis_means(pixels, axes[0]).T, axes[1]).T
+    if missing := sorted(set(indices) - set(scores)):
+        raise ValueError(f"frame_indices: {video} has no frame {missing[0]}; {len(scores)} of those asked for decode.")
+    result = np.stack([scores[index] for index in indices]).astype(np.float32)
+    if settings.codec_score == "bits":
+        result /= max(float(np.percentile(result, 99)), 1e-6)
+    return result, way
+
+
+def codec_selection(
+    videos: Any, samples: list[Sample], settings: LlavaViTSettings, top_k: int | Sequence[int] | None
+) -> list[np.ndarray | None]:
+    """Masks `(t, h, w)` of the patches that samples keep, as `kept_patches` takes them; images, which come before the
+    videos, keep all. What was done is added to the samples' metadata.
+
+    Raises:
+        ValueError: if there is no video, or `top_k` has not room for a first frame that is kept whole.
+    """
+    if videos is None or top_k is None:
+        raise ValueError('scores="codec" needs videos and top_k, how many patches each of them keeps.')
+    listed = split_videos(videos)
+    images = len(samples) - len(listed)
+    counts = top_k if isinstance(top_k, list | tuple | np.ndarray) else [top_k] * len(samples)
+    if len(counts) != len(samples):
+        raise ValueError(
+            f"top_k: found {len(counts)} numbers for {len(samples)} samples; expected one each or an int."
+        )
+    masks: list[np.ndarray | None] = [None] * images
+    for video, sample, count in zip(listed, samples[images:], counts[images:], strict=True):
+        scores, way = score_video(video, sample.metadata["frame_indices"], settings)
+        masks.append(best_patches(scores, count, settings.keep_first_frame, settings.block))
+        chosen = {name: getattr(settings, name) for name in ("codec_score", "keep_first_frame", "block")}
+        sample.metadata.update(chosen, codec_way=way)
+    return masks
+
+
+def best_patches(scores: np.ndarray, top_k: int, keep_first_frame: bool = True, block: int = 1) -> np.ndarray:
+    """The best patches of a clip, as a mask `(t, h, w)`.
+
+    Args:
+        scores: `(t, h, w)`.
+        top_k: how many are kept; fewer by less than a block where blocks do not fill it.
+        keep_first_frame: keep frame 0 whole, of the `top_k`.
+        block: 2 keeps 2 x 2 patches at a time, by the sum of their scores. What fills no block at the right and
+            bottom edge is only kept with the first frame.
+
+    Raises:
+        ValueError: if `top_k` has not room for the first frame, or for one block.
+    """
+    frames, rows, columns = scores.shape
+    whole = rows * columns if keep_first_frame else 0
+    kept_patches([(1, 1, 1)], scores=[np.zeros(1)], top_k=top_k)  # checks top_k
+    if top_k < max(whole, block**2):
+        reason = f"the first frame alone has {whole} patches; pass keep_first_frame=False" if whole else f"{block=}"
+        raise ValueError(f"top_k={top_k} is too small: {reason}, or a larger top_k.")
+    h, w = rows // block, columns // block
+    sums = scores[:, : h * block, : w * block].reshape(frames, h, block, w, block).sum((2, 4))
+    first = 1 if keep_first_frame else 0
+    order = np.argsort(-sums[first:], axis=None, kind="stable")[: (top_k - whole) // block**2]
+    best = np.zeros((frames, h, w), bool)
+    best[first:].reshape(-1)[order] = True
+    mask = np.zeros(scores.shape, bool)
+    mask[:, : h * block, : w * block] = best.repeat(block, axis=1).repeat(block, axis=2)
+    mask[:first] = True
+    return mask
+
+
+def patch_axes(height: int, width: int, settings: LlavaViTSettings, square: int | None = None) -> list[Axis]:
+    """Where the patches of a frame lie in it before it is resized, cropped and padded: its rows and its columns."""
+    if square is None:
+        resized, output = resized_size(height, width, settings), output_size(height, width, settings)
+    else:
+        resized, output = [max(1, round(side * square / max(height, width))) for side in (height, width)], [square] * 2
+    axes = []
+    for side, new, out in zip((height, width), resized, output, strict=True):
+        scale, start = side / new, (new - out) // 2 if out != new and not settings.native or square else 0
+        axes.append((start * scale, settings.patch_size * scale, out // settings.patch_size))
+    return axes
+
+
+def _axis_means(values: np.ndarray, axis: Axis) -> np.ndarray:
+    """Means over stretches of the first axis, whose ends may lie within an element; outside is 0.
+
+    Running sums, as matrix products may round differently from one number of threads to another.
+    """
+    start, step, count = axis
+    ends = np.clip(start + step * np.arange(count + 1), 0, len(values))
+    whole = np.minimum(ends.astype(int), len(values) - 1)
+    sums = np.zeros((len(values) + 1, *values.shape[1:]))
+    np.cumsum(values, axis=0, out=sums[1:])
+    return np.diff(sums[whole] + (ends - whole)[:, None] * values[whole], axis=0) / step
+
+
+def _coded_frames(
+    video: Any, indices: list[int], settings: LlavaViTSettings
+) -> tuple[str, Iterator[tuple[int, CodedFrame]]]:
+    """The way taken, and the frames at ascending `indices` with how they are predicted."""
+    path = Path(video) if isinstance(video, str | Path) else None
+    if path is None or path.is_dir():
+        pairs = _given_pairs(video if path is None else frame_files(path), indices, settings)
+        return "libx264: frames", _encode_pairs(pairs)
+    if not path.exists():
+        raise FileNotFoundError(f"videos: there is no file or folder {path}.")
+    codec, frames = stream_frames(path, settings, EXPORT)
+    if codec in EXPORTING_CODECS:
+        return f"stream: {codec}", _predicted_frames(frames, set(indices), codec)
+    return f"libx264: {codec}", _encode_pairs(_stream_pairs(frames, set(indices)))
+
+
+def _predicted_frames(frames: Iterator, wanted: set[int], codec: str) -> Iterator[tuple[int, CodedFrame]]:
+    """Frames of a stream, with its own vectors. B frames wait for the next frame that is none."""
+    before = past = None
+    waiting: list[tuple[Any, ...]] = []
+    for index, frame in enumerate(frames):
+        between = frame.pict_type == B_FRAME
+        if not between:
+            for number, held, *lumas in waiting:
+                yield number, _coded(held, *lumas, _luma(frame), codec)
+            waiting = []
+        if index in wanted:
+            lumas = [_luma(frame if other is None else other) for other in (before, past)]
+            if between:
+                waiting.append((index, frame, *lumas))
+            else:
+                yield index, _coded(frame, *lumas, lumas[1], codec)
+        before, past = frame, past if between else frame
+    for number, held, *lumas in waiting:
+        yield number, _coded(held, *lumas, lumas[1], codec)
+
+
+def _coded(frame, before: np.ndarray, past: np.ndarray, future: np.ndarray, codec: str) -> CodedFrame:
+    luma = _luma(frame)
+    vectors, parameters = (frame.side_data.get(name) for name in ("MOTION_VECTORS", "VIDEO_ENC_PARAMS"))
+    blocks = -(-frame.height // MACROBLOCK), -(-frame.width // MACROBLOCK)
+    quantisers = np.full(blocks, 26) if parameters is None else parameters.qp_map()[: blocks[0], : blocks[1]]
+    # MPEG-4 counts half steps; six of H.264's double the step.
+    steps = 2.0 * quantisers if codec == "mpeg4" else 0.625 * 2 ** (quantisers / 6)
+    others = (other if other.shape == luma.shape else luma for other in (before, past, future))
+    vectors = None if vectors is None else vectors.to_ndarray()
+    return CodedFrame(luma, *others, vectors, np.maximum(steps, 0.625), _turns(frame))
+
+
+def _turns(frame) -> int:
+    return round(frame.rotation / 90) % 4
+
+
+def _luma(frame) -> np.ndarray:
+    """`(H, W)` uint8: a view of the plane where that is 8 bits of luma, as converting takes longer than decoding."""
+    kind = frame.format
+    if kind.is_rgb or kind.is_bit_stream or kind.components[0].bits != 8 or not kind.is_planar:
+        return frame.to_ndarray(format="gray")
+    plane = frame.planes[0]
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
+
+
+def _stream_pairs(frames: Iterator, wanted: set[int]) -> Iterator[tuple[int, np.ndarray, np.ndarray, int]]:
+    """The luma of the frame before each wanted one, and its own."""
+    before = None
+    for index, frame in enumerate(frames):
+        if index in wanted:
+            yield index, _luma(frame if before is None else before), _luma(frame), _turns(frame)
+        before = frame
+
+
+def _given_pairs(
+    video: Any, indices: list[int], settings: LlavaViTSettings
+) -> Iterator[tuple[int, np.ndarray, np.ndarray, int]]:
+    for index in indices:
+        if index >= len(video):
+            return
+        frames, _ = decode_video(video[max(index - 1, 0) : index + 1], "all", settings=settings)
+        if frames.dtype != np.uint8:
+            frames = (frames * (1 if settings.do_rescale else 255)).clip(0, 255).round().astype(np.uint8)
+        weights = np.array([77, 150, 29], np.uint32)  # of red, green and blue in luma, of 256
+        lumas = (frames @ weights >> 8).astype(np.uint8)
+        yield index, lumas[0], lumas[-1], 0
+
+
+def _encode_pairs(pairs: Iterator[tuple[int, np.ndarray, np.ndarray, int]]) -> Iterator[tuple[int, CodedFrame]]:
+    """Frames with the vectors that libx264 finds to them from the frame before."""
+    av = import_av()
+    encoder = decoder = size = None
+    for index, before, luma, turns in pairs:
+        before = before if before.shape == luma.shape else luma
+        if luma.shape != size:
+            encoder, decoder, size = *_x264(av, *luma.shape), luma.shape
+        pictures = [av.VideoFrame.from_ndarray(np.ascontiguousarray(array), "gray") for array in (before, luma)]
+        packets = [packet for picture in pictures for packet in encoder.encode(picture)]
+        *_, frame = (frame for packet in packets for frame in decoder.decode(packet))
+        yield index, replace(_coded(frame, before, before, before, "h264"), luma=luma, turns=turns)
+
+
+def _x264(av, height: int, width: int) -> tuple[Any, Any]:
+    try:
+        encoder = av.CodecContext.create("libx264", "w")
+    except ValueError as error:
+        raise ImportError(
+            'scores="codec": this video has no motion vectors of its own, and this PyAV is built without libx264, '
+            "which would find them. Install PyAV's wheel (pip install av), or pass an H.264 file."
+        ) from error
+    encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = width, height, "gray", Fraction(1, 25)
+    encoder.options, encoder.thread_count = X264, 1
+    decoder = av.CodecContext.create("h264", "r")
+    decoder.options, decoder.thread_count = {**EXPORT, "flags": "low_delay"}, 1
+    return encoder, decoder
+
+
+def motion_field(
+    vectors: np.ndarray | None, height: int, width: int, past: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """Where cells of 4 x 4 pixels come from, in pixels, as `(H / 4, W / 4, 2)` float32 `(x, y)`, rounded up; and which
+    have a vector. Of the list that refers to the past, or to the future."""
+    rows, columns = -(-height // CELL), -(-width // CELL)
+    field, found = np.zeros((rows, columns, 2), np.float32), np.zeros((rows, columns), bool)
+    if vectors is not None:
+        vectors = vectors[(vectors["source"] < 0) == past]
+        w, h = vectors["w"].astype(int), vectors["h"].astype(int)
+        left, top = (vectors["dst_x"] - w // 2) // CELL, (vectors["dst_y"] - h // 2) // CELL
+        # One row for every cell of every block: which block, and which of its cells.
+        wide, cells = np.maximum(w // CELL, 1), np.maximum(w // CELL, 1) * np.maximum(h // CELL, 1)
+        block = np.repeat(np.arange(len(vectors)), cells)
+        cell = np.arange(len(block)) - np.repeat(np.cumsum(cells) - cells, cells)
+        y, x = top[block] + cell // wide[block], left[block] + cell % wide[block]
+        inside = (0 <= y) & (y < rows) & (0 <= x) & (x < columns)
+        y, x, block = y[inside], x[inside], block[inside]
+        scale = np.maximum(vectors["motion_scale"], 1).astype(np.float32)
+        field[y, x] = np.stack([vectors["motion_x"] / scale, vectors["motion_y"] / scale], axis=-1)[block]
+        found[y, x] = True
+    return field, found
+
+
+def _upscale(cells: np.ndarray, side: int, like: np.ndarray) -> np.ndarray:
+    return cells.repeat(side, axis=0).repeat(side, axis=1)[: like.shape[0], : like.shape[1]]
+
+
+def _motion(frame: CodedFrame) -> np.ndarray:
+    """`(H, W)` in 0...1."""
+    # Whole pixels as C divides them, cells without a vector at 0: so the released rule has it.
+    field = np.trunc(motion_field(frame.vectors, *frame.luma.shape)[0])
+    moved = np.hypot(*np.moveaxis(field - np.median(field, axis=(0, 1)), -1, 0))
+    moved = np.minimum(moved / max(np.percentile(moved, PERCENTILE), 1), 1)
+    return _upscale(moved.astype(np.float32), CELL, frame.luma)
+
+
+def _residual(frame: CodedFrame) -> np.ndarray:
+    """`(H, W)` in 0...1: what the frame before does not predict.
+
+    Without the vectors: of what one decoder's residual was measured against, this was as near as what motion
+    compensation leaves, and it is the same whatever the codec.
+    """
+    change = np.maximum(frame.luma, frame.before) - np.minimum(frame.luma, frame.before)
+    counts = np.bincount(change.reshape(-1), minlength=256)
+    top = np.searchsorted(np.cumsum(counts), change.size * PERCENTILE / 100)
+    return np.minimum(np.arange(256, dtype=np.float32) / max(top, 1), 1)[change]
+
+
+def _motion_and_residual(frame: CodedFrame) -> np.ndarray:
+    return (_motion(frame) + _residual(frame)) / 2
+
+
+def macroblock_bits(frame: CodedFrame) -> np.ndarray:
+    """An estimate of what each macroblock's luma costs, in bits: `(H / 16, W / 16)` float32, rounded up.
+
+    What its vectors do not predict goes through an 8 x 8 DCT and the quantiser; every level that is left costs a
+    constant and twice its logarithm, as in an Exp-Golomb code.
+    """
+    height, width = frame.luma.shape
+    pad = (0, -width % MACROBLOCK, 0, -height % MACROBLOCK)
+    blocks = torch.nn.functional.pad(torch.from_numpy(_unpredicted(frame)), pad)
+    rows, columns = (side // 8 for side in blocks.shape)
+    blocks = blocks.reshape(rows, 8, columns, 8).transpose(1, 2)
+    steps = torch.from_numpy(frame.steps.astype(np.float32)).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    # Encoders round down what is below about two thirds of a step.
+    levels = ((DCT @ blocks @ DCT.T).abs() / steps[..., None, None] + 1 / 3).floor_()
+    bits = torch.where(levels > 0, LEVEL_BITS + 2 * levels.clamp(min=1).log2(), 0).sum((2, 3))
+    return bits.reshape(rows // 2, 2, columns // 2, 2).sum((1, 3)).numpy()
+
+
+def _unpredicted(frame: CodedFrame) -> np.ndarray:
+    """`(H, W)` float32: the luma without what the vectors or, where there are none, the neighbours predict."""
+    luma = frame.luma.astype(np.float32)
+    total, weight = np.zeros_like(luma), np.zeros_like(luma)
+    for past, reference in ((True, frame.past), (False, frame.future)):
+        field, found = motion_field(frame.vectors, *luma.shape, past)
+        if found.any():
+            found = _upscale(found, CELL, luma)
+            total += _compensate(reference, field) * found
+            weight += found
+    inter = luma - total / np.maximum(weight, 1)
+    return inter if weight.all() else np.where(weight > 0, inter, _intra(luma))
+
+
+def _compensate(reference: np.ndarray, field: np.ndarray) -> np.ndarray:
+    """`(H, W)` of the luma that a field points to, interpolated linearly."""
+    height, width = reference.shape
+    places = torch.from_numpy(_upscale(field, CELL, reference)).add_(
+        torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), dim=-1)
+    )
+    places = places * 2 / torch.tensor([max(width - 1, 1), max(height - 1, 1)]) - 1
+    image = torch.from_numpy(reference.astype(np.float32))
+    sample = torch.nn.functional.grid_sample
+    return sample(image[None, None], places[None], padding_mode="border", align_corners=True)[0, 0].numpy()
+
+
+def _intra(luma: np.ndarray) -> np.ndarray:
+    """What the best of three predictions from the pixels above and left leaves of each block of 8 x 8."""
+    height, width = luma.shape
+    padded = np.pad(luma, ((1, -height % 8), (1, -width % 8)), mode="edge")
+    blocks = padded[1:, 1:].reshape(-1, 8, (padded.shape[1] - 1) // 8, 8).swapaxes(1, 2)
+    above = padded[:-1:8, 1:].reshape(blocks.shape[0], blocks.shape[1], 1, 8)
+    beside = padded[1:, :-1:8].reshape(blocks.shape[0], 8, blocks.shape[1], 1).swapaxes(1, 2)
+    mean = (above.mean((2, 3), keepdims=True) + beside.mean((2, 3), keepdims=True)) / 2
+    residuals = np.stack([blocks - prediction for prediction in (above, beside, mean)])
+    best = np.abs(residuals).sum((3, 4)).argmin(0)
+    chosen = np.take_along_axis(residuals, best[None, :, :, None, None], axis=0)[0]
+    return chosen.swapaxes(1, 2).reshape(padded.shape[0] - 1, padded.shape[1] - 1)[:height, :width]
+
+
+def _bits(frame: CodedFrame) -> np.ndarray:
+    return _upscale(np.log1p(macroblock_bits(frame)), MACROBLOCK, frame.luma)
+
+
+SCORES = {"motion+residual": _motion_and_residual, "motion": _motion, "residual": _residual, "bits": _bits}
