@@ -3,8 +3,8 @@
 
 H.264 and MPEG-4 files bring their own motion vectors and quantisers, which stock PyAV exports. Of everything else each
 sampled frame is encoded after the frame before it, in memory, with libx264 at pinned settings, and its vectors are
-read. Scores are made per pixel of the upright frame and averaged over the area of each patch, wherever resizing and
-cropping put it.
+read. Scores are made of cells of 4 x 4 pixels, or macroblocks, and averaged over the area of each patch, wherever
+rotation, resizing and cropping put it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ from .video_processing_llava_vit import PLAIN_SETTINGS, decode_video, frame_file
 
 # FFmpeg's names of the codecs whose decoders export both vectors and quantisers.
 EXPORTING_CODECS = ("h264", "mpeg4")
-EXPORT = {"flags2": "+export_mvs", "export_side_data": "venc_params"}
+VECTORS, QUANTISERS = {"flags2": "+export_mvs"}, {"export_side_data": "venc_params"}
 # Every second frame is intra coded, so pairs of frames know nothing of each other; one thread, so that no machine
 # cuts them up otherwise.
 X264 = {
@@ -33,11 +33,13 @@ X264 = {
     "x264-params": "keyint=2:min-keyint=1:scenecut=0:bframes=0:ref=1:weightp=0:aq-mode=0:mbtree=0:sliced-threads=0",
 }
 B_FRAME = 3  # FFmpeg's AV_PICTURE_TYPE_B
-CELL = 4  # pixels that a motion vector stands for at least
+BLOCK = 8  # pixels that a vector is exported for at least, also where the stream has smaller blocks
+CELL = 4  # pixels that a residual is summed over
 MACROBLOCK = 16
 PERCENTILE = 95
 
 LEVEL_BITS = 4.0  # of a level of 1, with its place and sign
+DEFAULT_STEP = 10.0  # where a frame has no quantisers
 # The orthonormal DCT of 8 samples: a row for each frequency.
 DCT = torch.cos(torch.outer(torch.arange(8), torch.arange(8) + 0.5) * np.pi / 8) * 0.5
 DCT[0] /= 2**0.5
@@ -56,7 +58,8 @@ class CodedFrame:
         past, future: those that vectors of the first and second list refer to, as far as stock PyAV lets know: the
             nearest frames that are no B frames.
         vectors: FFmpeg's records, or `None` in a frame predicted from itself alone.
-        steps: quantiser steps of macroblocks `(H / 16, W / 16)`, rounded up.
+        parameters: FFmpeg's quantisers of macroblocks, as PyAV has them.
+        codec: FFmpeg's name of what it is coded in.
         turns: quarter turns counter-clockwise that show it upright.
     """
 
@@ -65,7 +68,8 @@ class CodedFrame:
     past: np.ndarray
     future: np.ndarray
     vectors: np.ndarray | None
-    steps: np.ndarray
+    parameters: Any
+    codec: str
     turns: int = 0
 
 
@@ -112,9 +116,7 @@ def score_video(
     way, coded = _coded_frames(video, sorted(set(indices)), settings)
     scores: dict[int, np.ndarray] = {}
     for index, frame in coded:
-        pixels = np.rot90(SCORES[settings.codec_score](frame), frame.turns)
-        axes = patch_axes(*pixels.shape, settings, square)
-        scores[index] = _axis_means(_axis_means(pixels, axes[0]).T, axes[1]).T
+        scores[index] = _patch_means(frame, settings, square)
     if missing := sorted(set(indices) - set(scores)):
         raise ValueError(f"frame_indices: {video} has no frame {missing[0]}; {len(scores)} of those asked for decode.")
     result = np.stack([scores[index] for index in indices]).astype(np.float32)
@@ -194,17 +196,36 @@ def patch_axes(height: int, width: int, settings: LlavaViTSettings, square: int 
     return axes
 
 
-def _axis_means(values: np.ndarray, axis: Axis) -> np.ndarray:
-    """Means over stretches of the first axis, whose ends may lie within an element; outside is 0.
+def _patch_means(frame: CodedFrame, settings: LlavaViTSettings, square: int | None) -> np.ndarray:
+    """`(h, w)`: the mean score of each patch of the upright frame."""
+    height, width = frame.luma.shape
+    odd = frame.turns % 2
+    axes = patch_axes(*((width, height) if odd else (height, width)), settings, square)
+    # As they lie in the frame as coded: a turn exchanges the axes, and the other end of some comes first.
+    rows, columns = axes[::-1] if odd else axes
+    rows = _from_other_end(rows, height) if frame.turns in (2, 3) else rows
+    columns = _from_other_end(columns, width) if frame.turns in (1, 2) else columns
+    score, side = SCORES[settings.codec_score]
+    means = _axis_means(_axis_means(score(frame), rows, side, height).T, columns, side, width).T
+    return np.rot90(means, frame.turns)
+
+
+def _from_other_end(axis: Axis, side: int) -> Axis:
+    start, step, count = axis
+    return side - start - step * count, step, count
+
+
+def _axis_means(values: np.ndarray, axis: Axis, side: int, length: int) -> np.ndarray:
+    """Means over stretches of the first axis, of cells of `side` pixels that fill `length`; outside is 0.
 
     Running sums, as matrix products may round differently from one number of threads to another.
     """
     start, step, count = axis
-    ends = np.clip(start + step * np.arange(count + 1), 0, len(values))
+    ends = np.clip(start + step * np.arange(count + 1), 0, length) / side
     whole = np.minimum(ends.astype(int), len(values) - 1)
     sums = np.zeros((len(values) + 1, *values.shape[1:]))
     np.cumsum(values, axis=0, out=sums[1:])
-    return np.diff(sums[whole] + (ends - whole)[:, None] * values[whole], axis=0) / step
+    return np.diff(sums[whole] + (ends - whole)[:, None] * values[whole], axis=0) * (side / step)
 
 
 def _coded_frames(
@@ -217,7 +238,7 @@ def _coded_frames(
         return "libx264: frames", _encode_pairs(pairs)
     if not path.exists():
         raise FileNotFoundError(f"videos: there is no file or folder {path}.")
-    codec, frames = stream_frames(path, settings, EXPORT)
+    codec, frames = stream_frames(path, settings, VECTORS | (QUANTISERS if settings.codec_score == "bits" else {}))
     if codec in EXPORTING_CODECS:
         return f"stream: {codec}", _predicted_frames(frames, set(indices), codec)
     return f"libx264: {codec}", _encode_pairs(_stream_pairs(frames, set(indices)))
@@ -247,13 +268,9 @@ def _predicted_frames(frames: Iterator, wanted: set[int], codec: str) -> Iterato
 def _coded(frame, before: np.ndarray, past: np.ndarray, future: np.ndarray, codec: str) -> CodedFrame:
     luma = _luma(frame)
     vectors, parameters = (frame.side_data.get(name) for name in ("MOTION_VECTORS", "VIDEO_ENC_PARAMS"))
-    blocks = -(-frame.height // MACROBLOCK), -(-frame.width // MACROBLOCK)
-    quantisers = np.full(blocks, 26) if parameters is None else parameters.qp_map()[: blocks[0], : blocks[1]]
-    # MPEG-4 counts half steps; six of H.264's double the step.
-    steps = 2.0 * quantisers if codec == "mpeg4" else 0.625 * 2 ** (quantisers / 6)
     others = (other if other.shape == luma.shape else luma for other in (before, past, future))
     vectors = None if vectors is None else vectors.to_ndarray()
-    return CodedFrame(luma, *others, vectors, np.maximum(steps, 0.625), _turns(frame))
+    return CodedFrame(luma, *others, vectors, parameters, codec, _turns(frame))
 
 
 def _turns(frame) -> int:
@@ -317,30 +334,31 @@ def _x264(av, height: int, width: int) -> tuple[Any, Any]:
     encoder.width, encoder.height, encoder.pix_fmt, encoder.time_base = width, height, "gray", Fraction(1, 25)
     encoder.options, encoder.thread_count = X264, 1
     decoder = av.CodecContext.create("h264", "r")
-    decoder.options, decoder.thread_count = {**EXPORT, "flags": "low_delay"}, 1
+    decoder.options, decoder.thread_count = {**VECTORS, **QUANTISERS, "flags": "low_delay"}, 1
     return encoder, decoder
 
 
 def motion_field(
     vectors: np.ndarray | None, height: int, width: int, past: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where cells of 4 x 4 pixels come from, in pixels, as `(H / 4, W / 4, 2)` float32 `(x, y)`, rounded up; and which
-    have a vector. Of the list that refers to the past, or to the future."""
-    rows, columns = -(-height // CELL), -(-width // CELL)
-    field, found = np.zeros((rows, columns, 2), np.float32), np.zeros((rows, columns), bool)
+    """Where blocks of 8 x 8 pixels come from, in pixels: `(2, H / 8, W / 8)` float32, x and y, rounded up; and which
+    of them have a vector. Of the list that refers to the past, or to the future."""
+    rows, columns = -(-height // BLOCK), -(-width // BLOCK)
+    field, found = np.zeros((2, rows, columns), np.float32), np.zeros((rows, columns), bool)
     if vectors is not None:
         vectors = vectors[(vectors["source"] < 0) == past]
-        w, h = vectors["w"].astype(int), vectors["h"].astype(int)
-        left, top = (vectors["dst_x"] - w // 2) // CELL, (vectors["dst_y"] - h // 2) // CELL
-        # One row for every cell of every block: which block, and which of its cells.
-        wide, cells = np.maximum(w // CELL, 1), np.maximum(w // CELL, 1) * np.maximum(h // CELL, 1)
-        block = np.repeat(np.arange(len(vectors)), cells)
-        cell = np.arange(len(block)) - np.repeat(np.cumsum(cells) - cells, cells)
-        y, x = top[block] + cell // wide[block], left[block] + cell % wide[block]
+        wide, high = (np.maximum(vectors[side] // BLOCK, 1).astype(np.int32) for side in ("w", "h"))
+        # One row for every block of every vector: of which, and where in it.
+        count = wide * high
+        vector = np.repeat(np.arange(len(vectors)), count)
+        place = np.arange(len(vector)) - np.repeat(np.cumsum(count) - count, count)
+        left, top = ((vectors[f"dst_{axis}"] - vectors[side] // 2) // BLOCK for axis, side in ("xw", "yh"))
+        y, x = top[vector] + place // wide[vector], left[vector] + place % wide[vector]
         inside = (0 <= y) & (y < rows) & (0 <= x) & (x < columns)
-        y, x, block = y[inside], x[inside], block[inside]
-        scale = np.maximum(vectors["motion_scale"], 1).astype(np.float32)
-        field[y, x] = np.stack([vectors["motion_x"] / scale, vectors["motion_y"] / scale], axis=-1)[block]
+        y, x, vector = y[inside], x[inside], vector[inside]
+        scale = np.maximum(vectors["motion_scale"], 1)
+        for channel, name in zip(field, ("motion_x", "motion_y"), strict=True):
+            channel[y, x] = (vectors[name] / scale)[vector]
         found[y, x] = True
     return field, found
 
@@ -350,28 +368,34 @@ def _upscale(cells: np.ndarray, side: int, like: np.ndarray) -> np.ndarray:
 
 
 def _motion(frame: CodedFrame) -> np.ndarray:
-    """`(H, W)` in 0...1."""
-    # Whole pixels as C divides them, cells without a vector at 0: so the released rule has it.
+    """`(H / 8, W / 8)` in 0...1."""
+    # Whole pixels as C divides them, blocks without a vector at 0: so the released rule has it.
     field = np.trunc(motion_field(frame.vectors, *frame.luma.shape)[0])
-    moved = np.hypot(*np.moveaxis(field - np.median(field, axis=(0, 1)), -1, 0))
-    moved = np.minimum(moved / max(np.percentile(moved, PERCENTILE), 1), 1)
-    return _upscale(moved.astype(np.float32), CELL, frame.luma)
+    moved = np.hypot(*(channel - np.median(channel) for channel in field))
+    return np.minimum(moved / max(np.percentile(moved, PERCENTILE), 1), 1)
 
 
 def _residual(frame: CodedFrame) -> np.ndarray:
-    """`(H, W)` in 0...1: what the frame before does not predict.
+    """`(H / 4, W / 4)` in 0...1: what the frame before does not predict.
 
-    Without the vectors: of what one decoder's residual was measured against, this was as near as what motion
-    compensation leaves, and it is the same whatever the codec.
+    Without the vectors: measured against the released selection this was as near as what motion compensation leaves,
+    and it is the same whatever the codec.
     """
     change = np.maximum(frame.luma, frame.before) - np.minimum(frame.luma, frame.before)
-    counts = np.bincount(change.reshape(-1), minlength=256)
-    top = np.searchsorted(np.cumsum(counts), change.size * PERCENTILE / 100)
-    return np.minimum(np.arange(256, dtype=np.float32) / max(top, 1), 1)[change]
+    # Of a quarter of the pixels, which is exact enough and four times as fast.
+    top = max(int(np.percentile(change[::2, ::2], PERCENTILE, method="lower")), 1)
+    change = np.minimum(change, top, dtype=np.uint8, casting="unsafe")
+    height, width = change.shape
+    if height % CELL or width % CELL:
+        change = np.pad(change, ((0, -height % CELL), (0, -width % CELL)), mode="edge")
+    rows = sum((change[start::CELL] for start in range(1, CELL)), change[::CELL].astype(np.uint16))
+    cells = sum((rows[:, start::CELL] for start in range(1, CELL)), rows[:, ::CELL])
+    return cells / (top * CELL**2)
 
 
 def _motion_and_residual(frame: CodedFrame) -> np.ndarray:
-    return (_motion(frame) + _residual(frame)) / 2
+    residual = _residual(frame)
+    return (_upscale(_motion(frame), BLOCK // CELL, residual) + residual) / 2
 
 
 def macroblock_bits(frame: CodedFrame) -> np.ndarray:
@@ -385,11 +409,21 @@ def macroblock_bits(frame: CodedFrame) -> np.ndarray:
     blocks = torch.nn.functional.pad(torch.from_numpy(_unpredicted(frame)), pad)
     rows, columns = (side // 8 for side in blocks.shape)
     blocks = blocks.reshape(rows, 8, columns, 8).transpose(1, 2)
-    steps = torch.from_numpy(frame.steps.astype(np.float32)).repeat_interleave(2, 0).repeat_interleave(2, 1)
+    steps = torch.from_numpy(_quantiser_steps(frame)).repeat_interleave(2, 0).repeat_interleave(2, 1)
     # Encoders round down what is below about two thirds of a step.
     levels = ((DCT @ blocks @ DCT.T).abs() / steps[..., None, None] + 1 / 3).floor_()
     bits = torch.where(levels > 0, LEVEL_BITS + 2 * levels.clamp(min=1).log2(), 0).sum((2, 3))
     return bits.reshape(rows // 2, 2, columns // 2, 2).sum((1, 3)).numpy()
+
+
+def _quantiser_steps(frame: CodedFrame) -> np.ndarray:
+    """`(H / 16, W / 16)` float32, rounded up."""
+    rows, columns = (-(-side // MACROBLOCK) for side in frame.luma.shape)
+    if frame.parameters is None:
+        return np.full((rows, columns), DEFAULT_STEP, np.float32)
+    quantisers = frame.parameters.qp_map()[:rows, :columns].astype(np.float32)
+    # MPEG-4 counts half steps; six of H.264's double the step.
+    return np.maximum(quantisers * 2 if frame.codec == "mpeg4" else 0.625 * 2 ** (quantisers / 6), 0.625)
 
 
 def _unpredicted(frame: CodedFrame) -> np.ndarray:
@@ -399,7 +433,7 @@ def _unpredicted(frame: CodedFrame) -> np.ndarray:
     for past, reference in ((True, frame.past), (False, frame.future)):
         field, found = motion_field(frame.vectors, *luma.shape, past)
         if found.any():
-            found = _upscale(found, CELL, luma)
+            found = _upscale(found, BLOCK, luma)
             total += _compensate(reference, field) * found
             weight += found
     inter = luma - total / np.maximum(weight, 1)
@@ -409,10 +443,9 @@ def _unpredicted(frame: CodedFrame) -> np.ndarray:
 def _compensate(reference: np.ndarray, field: np.ndarray) -> np.ndarray:
     """`(H, W)` of the luma that a field points to, interpolated linearly."""
     height, width = reference.shape
-    places = torch.from_numpy(_upscale(field, CELL, reference)).add_(
-        torch.stack(torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy"), dim=-1)
-    )
-    places = places * 2 / torch.tensor([max(width - 1, 1), max(height - 1, 1)]) - 1
+    x, y = (torch.from_numpy(_upscale(channel, BLOCK, reference)) for channel in field)
+    x, y = x + torch.arange(width), y + torch.arange(height)[:, None]
+    places = torch.stack([x * (2 / max(width - 1, 1)) - 1, y * (2 / max(height - 1, 1)) - 1], dim=-1)
     image = torch.from_numpy(reference.astype(np.float32))
     sample = torch.nn.functional.grid_sample
     return sample(image[None, None], places[None], padding_mode="border", align_corners=True)[0, 0].numpy()
@@ -433,7 +466,13 @@ def _intra(luma: np.ndarray) -> np.ndarray:
 
 
 def _bits(frame: CodedFrame) -> np.ndarray:
-    return _upscale(np.log1p(macroblock_bits(frame)), MACROBLOCK, frame.luma)
+    return np.log1p(macroblock_bits(frame))
 
 
-SCORES = {"motion+residual": _motion_and_residual, "motion": _motion, "residual": _residual, "bits": _bits}
+# By name: what scores the cells of a frame, and their side in pixels.
+SCORES = {
+    "motion+residual": (_motion_and_residual, CELL),
+    "motion": (_motion, BLOCK),
+    "residual": (_residual, CELL),
+    "bits": (_bits, MACROBLOCK),
+}
