@@ -7,7 +7,9 @@ read. Scores are made of cells of 4 x 4 pixels, or macroblocks, and averaged ove
 rotation, resizing and cropping put it.
 """
 
+from collections import deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -37,6 +39,7 @@ BLOCK = 8  # pixels that a vector is exported for at least, also where the strea
 CELL = 4  # pixels that a residual is summed over
 MACROBLOCK = 16
 PERCENTILE = 95
+FRAMES_BEHIND = 4
 
 LEVEL_BITS = 4.0  # of a level of 1, with its place and sign
 DEFAULT_STEP = 10.0  # where a frame has no quantisers
@@ -114,9 +117,15 @@ def score_video(
     if not indices or min(indices) < 0:
         raise ValueError(f"frame_indices must be frame numbers of at least 0, found {indices or 'none'}.")
     way, coded = _coded_frames(video, sorted(set(indices)), settings)
-    scores: dict[int, np.ndarray] = {}
-    for index, frame in coded:
-        scores[index] = _patch_means(frame, settings, square)
+    scores, pending = {}, deque()
+    # Scoring beside decoding, a few frames behind it, as the decoder uses several cores.
+    with ThreadPoolExecutor(1) as pool:
+        for index, frame in coded:
+            pending.append((index, pool.submit(_patch_means, frame, settings, square)))
+            if len(pending) > FRAMES_BEHIND:
+                done, future = pending.popleft()
+                scores[done] = future.result()
+    scores |= {index: future.result() for index, future in pending}
     if missing := sorted(set(indices) - set(scores)):
         raise ValueError(f"frame_indices: {video} has no frame {missing[0]}; {len(scores)} of those asked for decode.")
     result = np.stack([scores[index] for index in indices]).astype(np.float32)
