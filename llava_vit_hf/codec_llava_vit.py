@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from .collation_llava_vit import Sample, kept_patches
-from .decoding_llava_vit import import_av, stream_frames
+from .decoding_llava_vit import import_av, packet_sizes, stream_frames
 from .pixels_llava_vit import output_size, resized_size
 from .settings_llava_vit import LlavaViTSettings
 from .video_processing_llava_vit import PLAIN_SETTINGS, decode_video, frame_files, split_videos
@@ -41,7 +41,7 @@ MACROBLOCK = 16
 PERCENTILE = 95
 FRAMES_BEHIND = 4
 
-LEVEL_BITS = 4.0  # of a level of 1, with its place and sign
+LEVEL_BITS = 8.0  # of a level of 1, with its place and sign
 DEFAULT_STEP = 10.0  # where a frame has no quantisers
 # The orthonormal DCT of 8 samples: a row for each frequency.
 DCT = torch.cos(torch.outer(torch.arange(8), torch.arange(8) + 0.5) * np.pi / 8) * 0.5
@@ -63,6 +63,7 @@ class CodedFrame:
         vectors: FFmpeg's records, or `None` in a frame predicted from itself alone.
         parameters: FFmpeg's quantisers of macroblocks, as PyAV has them.
         codec: FFmpeg's name of what it is coded in.
+        size: of its packet in bytes, `None` if unknown.
         turns: quarter turns counter-clockwise that show it upright.
     """
 
@@ -73,6 +74,7 @@ class CodedFrame:
     vectors: np.ndarray | None
     parameters: Any
     codec: str
+    size: int | None
     turns: int = 0
 
 
@@ -247,39 +249,45 @@ def _coded_frames(
         return "libx264: frames", _encode_pairs(pairs)
     if not path.exists():
         raise FileNotFoundError(f"videos: there is no file or folder {path}.")
-    codec, frames = stream_frames(path, settings, VECTORS | (QUANTISERS if settings.codec_score == "bits" else {}))
+    bits = settings.codec_score == "bits"
+    codec, frames = stream_frames(path, settings, VECTORS | (QUANTISERS if bits else {}))
     if codec in EXPORTING_CODECS:
-        return f"stream: {codec}", _predicted_frames(frames, set(indices), codec)
+        sizes = packet_sizes(path) if bits else {}
+        return f"stream: {codec}", _predicted_frames(frames, set(indices), codec, sizes)
     return f"libx264: {codec}", _encode_pairs(_stream_pairs(frames, set(indices)))
 
 
-def _predicted_frames(frames: Iterator, wanted: set[int], codec: str) -> Iterator[tuple[int, CodedFrame]]:
-    """Frames of a stream, with its own vectors. B frames wait for the next frame that is none."""
+def _predicted_frames(
+    frames: Iterator, wanted: set[int], codec: str, sizes: dict[int | None, int]
+) -> Iterator[tuple[int, CodedFrame]]:
+    """Frames of a stream, with its own vectors and the `sizes` of packets by their time. B frames wait for the next
+    frame that is none."""
     before = past = None
     waiting: list[tuple[Any, ...]] = []
     for index, frame in enumerate(frames):
         between = frame.pict_type == B_FRAME
         if not between:
             for number, held, *lumas in waiting:
-                yield number, _coded(held, *lumas, _luma(frame), codec)
+                yield number, _coded(held, *lumas, _luma(frame), codec, sizes.get(held.pts))
             waiting = []
         if index in wanted:
             lumas = [_luma(frame if other is None else other) for other in (before, past)]
             if between:
                 waiting.append((index, frame, *lumas))
             else:
-                yield index, _coded(frame, *lumas, lumas[1], codec)
+                yield index, _coded(frame, *lumas, lumas[1], codec, sizes.get(frame.pts))
         before, past = frame, past if between else frame
     for number, held, *lumas in waiting:
-        yield number, _coded(held, *lumas, lumas[1], codec)
+        yield number, _coded(held, *lumas, lumas[1], codec, sizes.get(held.pts))
 
 
-def _coded(frame, before: np.ndarray, past: np.ndarray, future: np.ndarray, codec: str) -> CodedFrame:
+def _coded(frame, before, past, future, codec: str, size: int | None) -> CodedFrame:
+    """A frame, given the luma of others; one of another size is of no use to it."""
     luma = _luma(frame)
     vectors, parameters = (frame.side_data.get(name) for name in ("MOTION_VECTORS", "VIDEO_ENC_PARAMS"))
     others = (other if other.shape == luma.shape else luma for other in (before, past, future))
     vectors = None if vectors is None else vectors.to_ndarray()
-    return CodedFrame(luma, *others, vectors, parameters, codec, _turns(frame))
+    return CodedFrame(luma, *others, vectors, parameters, codec, size, _turns(frame))
 
 
 def _turns(frame) -> int:
@@ -329,7 +337,7 @@ def _encode_pairs(pairs: Iterator[tuple[int, np.ndarray, np.ndarray, int]]) -> I
         pictures = [av.VideoFrame.from_ndarray(np.ascontiguousarray(array), "gray") for array in (before, luma)]
         packets = [packet for picture in pictures for packet in encoder.encode(picture)]
         *_, frame = (frame for packet in packets for frame in decoder.decode(packet))
-        yield index, replace(_coded(frame, before, before, before, "h264"), luma=luma, turns=turns)
+        yield index, replace(_coded(frame, before, before, before, "h264", packets[-1].size), luma=luma, turns=turns)
 
 
 def _x264(av, height: int, width: int) -> tuple[Any, Any]:
@@ -408,10 +416,11 @@ def _motion_and_residual(frame: CodedFrame) -> np.ndarray:
 
 
 def macroblock_bits(frame: CodedFrame) -> np.ndarray:
-    """An estimate of what each macroblock's luma costs, in bits: `(H / 16, W / 16)` float32, rounded up.
+    """An estimate of what each macroblock costs, in bits: `(H / 16, W / 16)` float32, rounded up.
 
     What its vectors do not predict goes through an 8 x 8 DCT and the quantiser; every level that is left costs a
-    constant and twice its logarithm, as in an Exp-Golomb code.
+    constant and twice its logarithm, as in an Exp-Golomb code. The bits of the frame's packet, which are known, are
+    shared out by that.
     """
     height, width = frame.luma.shape
     pad = (0, -width % MACROBLOCK, 0, -height % MACROBLOCK)
@@ -422,7 +431,8 @@ def macroblock_bits(frame: CodedFrame) -> np.ndarray:
     # Encoders round down what is below about two thirds of a step.
     levels = ((DCT @ blocks @ DCT.T).abs() / steps[..., None, None] + 1 / 3).floor_()
     bits = torch.where(levels > 0, LEVEL_BITS + 2 * levels.clamp(min=1).log2(), 0).sum((2, 3))
-    return bits.reshape(rows // 2, 2, columns // 2, 2).sum((1, 3)).numpy()
+    bits = bits.reshape(rows // 2, 2, columns // 2, 2).sum((1, 3))
+    return (bits if frame.size is None else (bits + 1) * (8 * frame.size / (bits + 1).sum())).numpy()
 
 
 def _quantiser_steps(frame: CodedFrame) -> np.ndarray:

@@ -135,6 +135,13 @@ def stream_frames(path: Path, limits: LlavaViTSettings, options: dict[str, str])
     return codec, frames()
 
 
+def packet_sizes(path: Path) -> dict[int | None, int]:
+    """Bytes of the packets of a readable file, by their time; `None` at the key `None`, for those without."""
+    av = import_av()
+    with av.open(str(path)) as container:
+        return {packet.pts: packet.size for packet in _packets(av, container)} | {None: None}
+
+
 def _pixel_limit(stream, limits: LlavaViTSettings) -> dict[str, str]:
     """The decoder's option that keeps frames from being larger than the header says."""
     width, height = stream.codec_context.width, stream.codec_context.height
