@@ -7,11 +7,13 @@ read. Scores are made of cells of 4 x 4 pixels, or macroblocks, and averaged ove
 rotation, resizing and cropping put it.
 """
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +45,6 @@ FRAMES_BEHIND = 4
 
 LEVEL_BITS = 8.0  # of a level of 1, with its place and sign
 DEFAULT_STEP = 10.0  # where a frame has no quantisers
-# The orthonormal DCT of 8 samples: a row for each frequency.
-DCT = torch.cos(torch.outer(torch.arange(8), torch.arange(8) + 0.5) * np.pi / 8) * 0.5
-DCT[0] /= 2**0.5
 
 # Of one axis: where the first patch starts and how long each is, in pixels of the frame, and how many there are.
 Axis = tuple[float, float, int]
@@ -130,7 +129,7 @@ def score_video(
     scores |= {index: future.result() for index, future in pending}
     if missing := sorted(set(indices) - set(scores)):
         raise ValueError(f"frame_indices: {video} has no frame {missing[0]}; {len(scores)} of those asked for decode.")
-    result = np.stack([scores[index] for index in indices]).astype(np.float32)
+    result = np.ascontiguousarray([scores[index] for index in indices], dtype=np.float32)
     if settings.codec_score == "bits":
         result /= max(float(np.percentile(result, 99)), 1e-6)
     return result, way
@@ -429,10 +428,18 @@ def macroblock_bits(frame: CodedFrame) -> np.ndarray:
     blocks = blocks.reshape(rows, 8, columns, 8).transpose(1, 2)
     steps = torch.from_numpy(_quantiser_steps(frame)).repeat_interleave(2, 0).repeat_interleave(2, 1)
     # Encoders round down what is below about two thirds of a step.
-    levels = ((DCT @ blocks @ DCT.T).abs() / steps[..., None, None] + 1 / 3).floor_()
+    levels = ((_cosines() @ blocks @ _cosines().T).abs() / steps[..., None, None] + 1 / 3).floor_()
     bits = torch.where(levels > 0, LEVEL_BITS + 2 * levels.clamp(min=1).log2(), 0).sum((2, 3))
     bits = bits.reshape(rows // 2, 2, columns // 2, 2).sum((1, 3))
     return (bits if frame.size is None else (bits + 1) * (8 * frame.size / (bits + 1).sum())).numpy()
+
+
+@cache
+def _cosines() -> torch.Tensor:
+    """The orthonormal DCT of 8 samples, a row for each frequency."""
+    cosines = torch.cos(torch.outer(torch.arange(8), torch.arange(8) + 0.5) * (math.pi / 8)) / 2
+    cosines[0] /= 2**0.5
+    return cosines
 
 
 def _quantiser_steps(frame: CodedFrame) -> np.ndarray:

@@ -37,7 +37,7 @@ MODEL_CLASSES = {"dense": LlavaViTModel, "packing": LlavaViTPackingModel}
 KEPT_PROCESSOR_FIELDS = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
     *("do_normalize", "image_mean", "image_std", "do_convert_rgb", "num_frames", "temporal_context"),
-    *("max_tokens", "max_image_pixels", "max_frames"),
+    *("max_tokens", "max_image_pixels", "max_frames", "codec_score", "keep_first_frame", "block"),
 )
 
 

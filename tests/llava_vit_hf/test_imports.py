@@ -43,7 +43,9 @@ PACKAGES = {
     *(
         "base64",
         "collections",
+        "concurrent",
         "dataclasses",
+        "fractions",
         "functools",
         "hashlib",
         "importlib",
