@@ -17,7 +17,7 @@ from .grid_llava_vit import split_features
 from .image_processing_llava_vit import LlavaViTImageProcessor
 from .pixels_llava_vit import pixel_table  # noqa: F401
 from .settings_llava_vit import LlavaViTSettings  # noqa: F401
-from .video_processing_llava_vit import LlavaViTVideoProcessor
+from .video_processing_llava_vit import LlavaViTVideoProcessor, decode_video
 
 
 class LlavaViTProcessor(ProcessorMixin):
@@ -38,6 +38,7 @@ class LlavaViTProcessor(ProcessorMixin):
     # Of packed features, one array per sample.
     split_features = staticmethod(split_features)
     codec_scores = staticmethod(codec_scores)
+    decode_video = staticmethod(decode_video)
 
     @property
     def video_processor(self) -> LlavaViTVideoProcessor:

@@ -170,17 +170,18 @@ def test_four_media_files_through_the_commands(conformance, converted, tmp_path)
             assert reported == {key: facts[key] for key in reported}
 
 
+@pytest.fixture(scope="module")
+def released(conformance):
+    folder = conformance / "codec"
+    if not (folder / "clip.mp4").is_file():
+        pytest.skip("the conformance folder has no codec/")
+    chosen = np.zeros((64, 36, 36), bool)
+    chosen[tuple(np.load(folder / "visidx_thw.npy").T)] = True
+    return folder / "clip.mp4", np.load(folder / "frame_ids.npy"), chosen
+
+
 class TestCodecSelection:
     """Against what the released pipeline chose of one clip, by a patched decoder."""
-
-    @pytest.fixture(scope="class")
-    def released(self, conformance):
-        folder = conformance / "codec"
-        if not (folder / "clip.mp4").is_file():
-            pytest.skip("the conformance folder has no codec/")
-        chosen = np.zeros((64, 36, 36), bool)
-        chosen[tuple(np.load(folder / "visidx_thw.npy").T)] = True
-        return folder / "clip.mp4", np.load(folder / "frame_ids.npy"), chosen
 
     def choose(self, scores: np.ndarray) -> np.ndarray:
         """As the released rule: frame 0 whole, then the best that touch no padding."""
@@ -224,6 +225,7 @@ class TestCodecSelection:
         assert self.overlap(self.choose(codec_scores(path, indices, 16, square=576)), theirs) < 0.80
 
     @pytest.mark.once
+    @pytest.mark.slow
     @pytest.mark.parametrize("codec", ["libx265", "libvpx-vp9", "libsvtav1"])
     def test_copies_in_other_codecs(self, released, tmp_path, codec):
         path, indices, _ = released
