@@ -55,7 +55,7 @@ def test_many_files(many, models, four_files):
 def test_four_files_agree_and_are_drawn(four_arguments, tmp_path):
     assert extract(*four_arguments, *SELECTION, "--output_dir", tmp_path) == 0
     with np.load(tmp_path / "features_packing.npz") as features:
-        assert len(features["image1"])
+        assert len(features["video1"]) == 150 < len(features["image1"]) + 150
     assert visualize_features.main(["--features_dir", str(tmp_path)]) == 0
     page = (tmp_path / "pictures" / "report.html").read_text()
     assert "150 patches kept by motion+residual (stream: h264)" in page

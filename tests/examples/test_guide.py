@@ -42,6 +42,15 @@ def test_options_named_in_the_guides_exist():
     elsewhere = {"--num_attention_heads", "--features_dir", "--reference", "--cpu", "--multi_gpu", "--num_processes"}
     elsewhere |= {"--model", "--video"}  # of quickstart.py
     elsewhere |= {
+        "--layout",
+        "--patch_size",
+        "--keep_frames",
+        "--codec_score",
+        "--canvas_format",
+        "--order",
+        "--output",
+    }
+    elsewhere |= {
         "--max_archive_bytes",
         "--max_json_bytes",
         "--num_machines",
