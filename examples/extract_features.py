@@ -35,7 +35,7 @@ from examples.extraction.limits import FileLimits, SampleLimits  # noqa: E402
 from examples.extraction.options import add_file_limits, add_sample_limits, attach_value  # noqa: E402
 from examples.extraction.paired_extraction import extract_pair  # noqa: E402
 from examples.extraction.publishing import publish  # noqa: E402
-from examples.extraction.requests import INDEXES, INPUT_NAMES, BulkRequest, PairedRequest  # noqa: E402
+from examples.extraction.requests import INDEXES, INPUT_NAMES, SCORES, BulkRequest, PairedRequest  # noqa: E402
 from examples.extraction.shards import FAILURES_FILE, FORMATS  # noqa: E402
 
 
@@ -61,6 +61,8 @@ def build_parser() -> ArgumentParser:
     )
     parser.add_argument("--with_inputs", action="store_true", help="publish the four images and videos, too")
     parser.add_argument("--create_pr", action="store_true", help="publish as a pull request")
+    parser.add_argument("--scores", choices=SCORES, help="of videos keep the patches that their codec marks")
+    parser.add_argument("--top_k", type=int, help="with --scores, how many patches of each video")
     add_sample_limits(parser)
 
     paired = parser.add_argument_group("four files, both models")

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 # Some 5.x put a placeholder at the top level where torchvision is missing; the class itself does not need it.
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
+from .codec_llava_vit import codec_scores
 from .configuration_llava_vit import LlavaViTConfig, LlavaViTPackingConfig
 from .image_processing_llava_vit import LlavaViTImageProcessor
 from .modeling_llava_vit import LlavaViTModel
@@ -36,4 +37,5 @@ __all__ = [
     "LlavaViTPackingConfig",
     "LlavaViTPackingModel",
     "LlavaViTProcessor",
+    "codec_scores",
 ]

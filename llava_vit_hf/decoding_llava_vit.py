@@ -132,6 +132,55 @@ def _module(name: str, package: str):
         raise ImportError(f"Reading video files with {name} needs the package {package}: {error}") from error
 
 
+def import_av():
+    """PyAV, or an ImportError that says what it is for."""
+    return _module("av", "av")
+
+
+def stream_frames(path: Path, limits: LlavaViTSettings, options: dict[str, str]) -> tuple[str, Iterator[Any]]:
+    """FFmpeg's name of a file's codec, and PyAV's frames of all that decodes, in presentation order.
+
+    Args:
+        options: of the decoder.
+
+    Raises:
+        ImportError: if PyAV is missing.
+        ValueError: for a file that cannot be read as a video, or over `limits`; also while the frames are read.
+    """
+    av = import_av()
+
+    def frames() -> Iterator[Any]:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            stream.codec_context.options = {**_pixel_limit(stream, limits), **options}
+            for frame in _decodable_frames(av, container, lambda: _check_stream(path, stream, limits)):
+                check_pixels(f"videos ({path})", frame.height, frame.width, limits.max_image_pixels)
+                yield frame
+
+    try:
+        _scan(av, path, limits)
+        with av.open(str(path)) as container:
+            codec = container.streams.video[0].codec_context.name
+    except (av.error.FFmpegError, OSError, VideoError) as error:
+        raise ValueError(f"videos: pyav cannot read {path}: {_first_line(error)}") from error
+    return codec, frames()
+
+
+def packet_sizes(path: Path) -> dict[int | None, int]:
+    """Bytes of the packets of a readable file, by their time; `None` at the key `None`, for those without."""
+    av = import_av()
+    with av.open(str(path)) as container:
+        return {packet.pts: packet.size for packet in _packets(av, container)} | {None: None}
+
+
+def _pixel_limit(stream, limits: LlavaViTSettings) -> dict[str, str]:
+    """The decoder's option that keeps frames from being larger than the header says."""
+    width, height = stream.codec_context.width, stream.codec_context.height
+    # Decoders count in whole blocks, of up to 128 pixels.
+    return {"max_pixels": str(limits.max_image_pixels + 128 * (width + height + 128))}
+
+
 def _scan(av, path, limits) -> tuple[list[float | None], str | None]:
     """Times in seconds of a file's frames, by its packets; and why seeking in it would miss frames, or `None`.
 
@@ -250,8 +299,7 @@ def _read_pyav(av, path, indices, check, limits) -> tuple[dict[int, tuple], list
         width, height = stream.codec_context.width, stream.codec_context.height
         if width and height:
             check(len(indices), height, width)
-        # Later frames may be larger than the header says. Decoders count in whole blocks, of up to 128 pixels.
-        stream.codec_context.options = {"max_pixels": str(limits.max_image_pixels + 128 * (width + height + 128))}
+        stream.codec_context.options = _pixel_limit(stream, limits)
         start, tick = stream.start_time or 0, stream.time_base
         for frame in _decodable_frames(av, container, lambda: _check_stream(path, stream, limits)):
             turns = round(frame.rotation / 90)  # counter-clockwise, as rot90 turns

@@ -11,6 +11,7 @@ from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 # Out of a local folder transformers 4 fetches only the files that this one imports itself, so all are named here.
+from .codec_llava_vit import codec_scores, codec_selection
 from .collation_llava_vit import OUTPUT, collate, join_inputs
 from .decoding_llava_vit import BACKENDS  # noqa: F401
 from .grid_llava_vit import split_features
@@ -19,7 +20,7 @@ from .inputs_llava_vit import sample_lengths  # noqa: F401
 from .pixels_llava_vit import write_pixels  # noqa: F401
 from .settings_llava_vit import LlavaViTSettings  # noqa: F401
 from .video_metadata_llava_vit import METADATA_FIELDS  # noqa: F401
-from .video_processing_llava_vit import READING, LlavaViTVideoProcessor, asked_of_frames
+from .video_processing_llava_vit import READING, LlavaViTVideoProcessor, asked_of_frames, decode_video
 
 
 # What other Auto classes load, beside those that transformers writes down itself.
@@ -50,6 +51,8 @@ class LlavaViTProcessor(ProcessorMixin):
     split_features = staticmethod(split_features)
     # Of inputs made one by one, those of one call with all samples: the `collate_fn` of a `DataLoader`.
     collate = staticmethod(join_inputs)
+    codec_scores = staticmethod(codec_scores)
+    decode_video = staticmethod(decode_video)
 
     @property
     def video_processor(self) -> LlavaViTVideoProcessor:
@@ -97,13 +100,14 @@ class LlavaViTProcessor(ProcessorMixin):
                 PyAV otherwise and for files that decord cannot read.
             return_metadata: add `metadata`, a list of one dict per sample: kind, source, height and width before
                 preprocessing, `grid_thw`, `temporal_positions`, `kept_patches` where some were chosen, and for
-                videos `frame_indices`, `timestamps` (seconds), `decoder`, `fps`, `total_frames`, `temporal_rule`. It
-                is not an input of the model.
+                videos `frame_indices`, `timestamps` (seconds), `decoder`, `fps`, `total_frames`, `temporal_rule`; of
+                codec scores the settings and `codec_way`, where the vectors are from. It is not an input of the model.
             return_tensors: `"pt"` (also `None`) or `"np"`.
             keep: keeps some patches only (codec-selected ones, say): one boolean mask per sample, images first, over
                 its `(t, h, w)` patches or flat; `None` for a sample that keeps all.
             scores: in place of `keep`, one array of numbers per sample, shaped likewise; the highest `top_k` patches
-                are kept.
+                are kept. Or `"codec"`: those of videos that their codec finds most motion and residual in, as
+                `codec_score`, `keep_first_frame` and `block` say; images keep all.
             top_k: with `scores`, how many patches a sample keeps, or one number per sample.
             fps: in place of `num_frames`, frames sampled from a second: those shown at 0, 1 / fps, 2 / fps, ..., each
                 once, and at most `max_frames`.
@@ -151,13 +155,19 @@ class LlavaViTProcessor(ProcessorMixin):
             samples += self.image_processor.prepare(images, settings[-1])
         if videos is not None:
             settings.append(self.image_processor.settings(**of_videos))
-            samples += self.video_processor.prepare(videos, settings[-1], **asked_of_frames(reading, of_videos))
+            reading = asked_of_frames(reading, of_videos)
+            samples += self.video_processor.prepare(videos, settings[-1], **reading)
         for name in COMMON:
             found = [getattr(one, name) for one in settings]
             if found[0] != found[-1]:
                 raise ValueError(
                     f"{name}: images and videos of one call share it, found {found[0]!r} and {found[1]!r}."
                 )
+        if isinstance(scores, str):
+            if scores != "codec" or keep is not None:
+                raise ValueError(f'scores must be arrays or "codec", without keep; found {scores!r}.')
+            keep = codec_selection(videos, samples, settings[-1], top_k, reading["video_metadata"])
+            scores = top_k = None
         return collate(samples, settings[0], **output, keep=keep, scores=scores, top_k=top_k)
 
     def grid_for(self, height: int, width: int, frames: int = 1, **kwargs) -> list[int]:

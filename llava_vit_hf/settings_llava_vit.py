@@ -15,6 +15,7 @@ MAX_IMAGE_PIXELS = 178_956_970
 MAX_FRAMES = 1_000_000
 # Two names for one thing: of a pair a call gives one, which replaces whatever was saved of both.
 ALTERNATIVES = (("num_frames", "fps"), ("max_patches", "max_pixels"), ("min_patches", "min_pixels"))
+CODEC_SCORES = ("motion+residual", "motion", "residual", "bits")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class LlavaViTSettings:
         fps: in place of `num_frames`, frames sampled from a second of a video.
         temporal_context: frames of the context that a clip's sampled frames are spread over.
         temporal_rule: from frames to temporal positions: `"round"`, `"floor"` or `"index"`, see `temporal_positions`.
+        codec_score: what `scores="codec"` scores by: `"motion+residual"`, `"motion"`, `"residual"` or `"bits"`.
+        keep_first_frame: by `scores="codec"` keep a clip's first frame whole, of its `top_k`.
+        block: by `scores="codec"` keep single patches (1), or 2 x 2 at a time (2).
         input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape does not tell. Not saved.
 
     Raises:
@@ -75,6 +79,9 @@ class LlavaViTSettings:
     temporal_rule: str = "round"
     max_image_pixels: int = MAX_IMAGE_PIXELS
     max_frames: int = MAX_FRAMES
+    codec_score: str = "motion+residual"
+    keep_first_frame: bool = True
+    block: int = 1
     input_data_format: str | None = None
 
     def __post_init__(self):
@@ -88,7 +95,7 @@ class LlavaViTSettings:
             object.__setattr__(self, name, value)
         for name, value in vars(self).items():
             # Files that transformers writes may have null for False.
-            if name.startswith("do_") or name in ("packing", "native_resolution"):
+            if name.startswith("do_") or name in ("packing", "native_resolution", "keep_first_frame"):
                 if value is not None and not isinstance(value, bool | np.bool_):
                     raise ValueError(f"{name} must be True or False, found {value!r}.")
             elif name in ("max_patches", "min_patches", "max_pixels", "min_pixels"):
@@ -108,6 +115,10 @@ class LlavaViTSettings:
                 raise ValueError(f"fps must be above 0, found {self.fps!r}.")
         if not isinstance(self.temporal_rule, str) or self.temporal_rule not in TEMPORAL_RULES:
             raise ValueError(f"temporal_rule must be one of {TEMPORAL_RULES}, found {self.temporal_rule!r}.")
+        for name, choices in (("codec_score", CODEC_SCORES), ("block", (1, 2))):
+            value = getattr(self, name)
+            if isinstance(value, bool) or value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r}.")
         self._check_budget()
         _check_numbers("rescale_factor", self.rescale_factor, single=True)
         _check_numbers("image_mean", self.image_mean)

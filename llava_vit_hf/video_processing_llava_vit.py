@@ -106,7 +106,7 @@ def decode_video(
     if source is None:
         frames, metadata = _read_frames(video, sample, check, "videos", settings, video_metadata)
     elif path and path.is_dir():
-        frames, metadata = _read_frames(_frame_files(path), sample, check, f"videos: {path}", settings, video_metadata)
+        frames, metadata = _read_frames(frame_files(path), sample, check, f"videos: {path}", settings, video_metadata)
     elif video_metadata is not None:
         raise ValueError(f"video_metadata is of frames decoded elsewhere, but {source} is decoded here.")
     elif path is None:
@@ -133,7 +133,8 @@ def _decode_url(url: str, sample, backend, check, settings) -> tuple[np.ndarray,
             raise ValueError(str(error).replace(str(path), label_of(url))) from error
 
 
-def _frame_files(folder: Path) -> list[Path]:
+def frame_files(folder: Path) -> list[Path]:
+    """The images in a folder, in natural order of their names."""
     files = [path for path in folder.iterdir() if path.suffix.lower() in FRAME_SUFFIXES]
     if not files:
         raise ValueError(f"videos: the folder {folder} has no frames; expected images ({', '.join(FRAME_SUFFIXES)}).")

@@ -34,6 +34,18 @@ def frames(count: int, height: int = 64, width: int = 64) -> np.ndarray:
     return video
 
 
+def moving_square(count: int, start: int, step: tuple[int, int], height: int = 96, width: int = 128) -> np.ndarray:
+    """`(count, height, width, 3)`: a textured square of 32 pixels at (32, 32), on a still, textured ground; from frame
+    `start` on it moves by `step` `(down, right)` pixels a frame."""
+    random = np.random.default_rng(0)
+    ground, square = random.integers(60, 120, (height, width, 1)), random.integers(0, 256, (8, 8, 1))
+    video = np.broadcast_to(ground, (count, height, width, 3)).astype(np.uint8)
+    for index, frame in enumerate(video):
+        top, left = (32 + side * max(index - start + 1, 0) for side in step)
+        frame[top : top + 32, left : left + 32] = square.repeat(4, 0).repeat(4, 1)
+    return video
+
+
 def frame_numbers(video: np.ndarray) -> list[int]:
     """Which frame of `frames` each one is (fewer than 42), read from the grey at the centre."""
     centre = video[:, video.shape[1] // 2, video.shape[2] // 2].mean(axis=-1)
@@ -54,11 +66,14 @@ def write_video(
     x264: str = "bframes=3",
     pixel_format: str = "yuv420p",
     container_format: str | None = None,
+    codec: str = "libx264",
 ) -> Path:
-    """Encodes `(T, H, W, 3)` uint8 as H.264 at 10 frames per second, or at the given times, with closed GOPs of 10."""
+    """Encodes `(T, H, W, 3)` uint8 at 10 frames per second, or at the given times: as H.264 with closed GOPs of 10, or
+    with another encoder as it is."""
     options = {"movflags": "faststart"} if faststart else {}
     with av.open(str(path), "w", format=container_format, options=options) as container:
-        stream = container.add_stream("libx264", rate=10, options={"g": "10", "x264-params": x264})
+        chosen = {"g": "10", "x264-params": x264} if codec == "libx264" else {}
+        stream = container.add_stream(codec, rate=10, options=chosen)
         stream.height, stream.width, stream.pix_fmt = video.shape[1], video.shape[2], pixel_format
         if times_ms is not None:
             stream.codec_context.time_base = Fraction(1, 1000)

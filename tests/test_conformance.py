@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,10 @@ from llava_vit_hf import (
     LlavaViTModel,
     LlavaViTPackingModel,
     LlavaViTProcessor,
+    codec_llava_vit,
+    codec_scores,
 )
+from llava_vit_hf.codec_llava_vit import best_patches
 
 
 pytestmark = pytest.mark.long
@@ -164,3 +168,84 @@ def test_four_media_files_through_the_commands(conformance, converted, tmp_path)
         if "mode" in facts:
             reported = {key: metadata["inputs"][name]["dense"][key] for key in ("width", "height", "mode", "format")}
             assert reported == {key: facts[key] for key in reported}
+
+
+@pytest.fixture(scope="module")
+def released(conformance):
+    folder = conformance / "codec"
+    if not (folder / "clip.mp4").is_file():
+        pytest.skip("the conformance folder has no codec/")
+    chosen = np.zeros((64, 36, 36), bool)
+    chosen[tuple(np.load(folder / "visidx_thw.npy").T)] = True
+    return folder / "clip.mp4", np.load(folder / "frame_ids.npy"), chosen
+
+
+class TestCodecSelection:
+    """Against what the released pipeline chose of one clip, by a patched decoder."""
+
+    def choose(self, scores: np.ndarray) -> np.ndarray:
+        """As the released rule: frame 0 whole, then the best that touch no padding."""
+        scores = scores.copy()
+        scores[:, :, :8] = scores[:, :, 28:] = -1
+        return best_patches(scores, 8 * 1296)
+
+    def overlap(self, ours: np.ndarray, theirs: np.ndarray) -> float:
+        return float((ours & theirs)[1:].sum() / theirs[1:].sum())
+
+    def rank_correlation(self, ours: np.ndarray, theirs: np.ndarray) -> float:
+        counts = (chosen[1:].sum((1, 2)) for chosen in (ours, theirs))
+        return float(np.corrcoef(*(_ranks(count) for count in counts))[0, 1])
+
+    def test_overlap_with_the_released_selection(self, released):
+        path, indices, theirs = released
+        scores = {
+            kind: codec_scores(path, indices, 16, codec_score=kind, square=576)
+            for kind in ("motion+residual", "motion", "residual")
+        }
+        overlaps = {kind: self.overlap(self.choose(values), theirs) for kind, values in scores.items()}
+        counts = self.rank_correlation(self.choose(scores["motion+residual"]), theirs)
+        print(f"overlap {overlaps}, rank correlation of counts per frame {counts:.3f}")
+        assert overlaps["motion+residual"] > 0.80 < overlaps["motion"] and counts > 0.8
+        # Frames shifted by one, and padding counted in.
+        assert self.overlap(self.choose(np.roll(scores["motion+residual"], 1, axis=0)), theirs) < 0.4
+        assert self.overlap(best_patches(np.roll(scores["motion+residual"], 8, axis=2), 8 * 1296), theirs) < 0.4
+
+    @pytest.mark.parametrize("fault", ["x and y exchanged", "quarter pixels"])
+    def test_faults_in_the_vectors_show(self, released, monkeypatch, fault):
+        path, indices, theirs = released
+        right = codec_llava_vit.motion_field
+
+        def wrong(vectors, height, width, past=True):
+            field, found = right(vectors, height, width, past)
+            if fault == "quarter pixels":
+                return field * 4, found
+            return np.stack([field[0], np.zeros_like(field[1])]), found
+
+        monkeypatch.setattr(codec_llava_vit, "motion_field", wrong)
+        assert self.overlap(self.choose(codec_scores(path, indices, 16, square=576)), theirs) < 0.80
+
+    @pytest.mark.once
+    @pytest.mark.slow
+    @pytest.mark.parametrize("codec", ["libx265", "libvpx-vp9", "libsvtav1"])
+    def test_copies_in_other_codecs(self, released, tmp_path, codec):
+        path, indices, _ = released
+        if codec not in av.codecs_available:
+            pytest.skip(f"this PyAV has no {codec}")
+        options = {"libx265": {"preset": "ultrafast"}, "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"}}
+        copy = tmp_path / "copy.mkv"
+        with av.open(str(path)) as source, av.open(str(copy), "w") as target:
+            stream = target.add_stream(codec, rate=30, options=options.get(codec, {"preset": "12"}))
+            stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 360, 640, "yuv420p", 1_500_000
+            for frame in source.decode(video=0):
+                frame.pict_type = 0
+                target.mux(stream.encode(frame))
+            target.mux(stream.encode())
+        original, ours = (self.choose(codec_scores(file, indices, 16, square=576)) for file in (path, copy))
+        print(f"{codec}: overlap {self.overlap(ours, original):.3f}")
+        assert self.overlap(ours, original) > 0.6
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Equal values share the middle of their ranks."""
+    _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count - 1) / 2)[place]

@@ -38,7 +38,7 @@ KEPT_PROCESSOR_FIELDS = (
     *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale", "rescale_factor"),
     *("do_normalize", "image_mean", "image_std", "do_convert_rgb", "num_frames", "fps"),
     *("temporal_context", "temporal_rule", "max_patches", "min_patches", "max_pixels", "min_pixels"),
-    *("max_tokens", "max_image_pixels", "max_frames"),
+    *("max_tokens", "max_image_pixels", "max_frames", "codec_score", "keep_first_frame", "block"),
 )
 
 

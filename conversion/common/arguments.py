@@ -15,9 +15,13 @@ class ArgumentParser(argparse.ArgumentParser):
     Options cannot be abbreviated: an abbreviation that works today may be ambiguous with the next option.
     """
 
-    def __init__(self, description: str | None = None):
+    def __init__(self, description: str | None = None, **kwargs):
+        # The parsers of subcommands get more, such as their name.
         super().__init__(
-            description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+            description=description,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **kwargs,
         )
         self._given: list[str] = []
 

@@ -56,7 +56,8 @@ PACKS_PER_WINDOW = 4
 LONGEST_WAIT = timedelta(weeks=8)
 REPORTED = (
     *("kind", "width", "height", "grid_thw", "frame_indices", "temporal_positions", "timestamps", "fps"),
-    *("total_frames", "decoder", "decoder_fallback", "sha256", "pixels_sha256"),
+    *("total_frames", "decoder", "decoder_fallback", "sha256", "pixels_sha256", "kept_patches"),
+    *("codec_score", "keep_first_frame", "block", "codec_way"),
 )
 
 
@@ -93,7 +94,8 @@ class Encoder:
         self._pack_tokens, self._save_dtype = pack_tokens, save_dtype
 
     def encode(self, window: list[tuple[Item, Decoded]]) -> Iterator[tuple[Item, Decoded, dict[str, torch.Tensor]]]:
-        """Features of every sample by layer, on the CPU: `(t, h, w, C)`, and `(C,)` for the pooler."""
+        """Features of every sample by layer, on the CPU: `(t, h, w, C)`, or `(K, C)` of chosen patches, and
+        `(C,)` for the pooler."""
         for pack in plan_packs([len(decoded.pixel_values) for _, decoded in window], self._pack_tokens):
             samples = [window[index] for index in pack]
             features = self._forward([decoded for _, decoded in samples])
@@ -116,11 +118,17 @@ class Encoder:
             if layer == "pooler":
                 features[layer] = list(self._to_host(output.pooler_output))
             else:
-                features[str(layer)] = self._processor.split_features(self._to_host(next(states)), batch["grid_thw"])
+                parts = self._to_host(next(states)).split(batch["cu_seqlens"].diff().tolist())
+                features[str(layer)] = [_laid_out(*pair) for pair in zip(parts, samples, strict=True)]
         return features
 
     def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to("cpu", self._save_dtype)
+
+
+def _laid_out(tokens: torch.Tensor, sample: Decoded) -> torch.Tensor:
+    """`(t, h, w, C)`; where only some patches were kept they stay `(K, C)`."""
+    return tokens if "kept_patches" in sample.report else tokens.reshape(*sample.grid_thw, -1)
 
 
 class Progress:
@@ -234,6 +242,7 @@ def describe_run(model, located: LocatedModel, items: list[Item], request: BulkR
         "shard_size": request.shard_size,
         **asdict(request.sample_limits),
         "video_backend": request.video_backend,
+        **request.selection,
         **describe_device(model.device),
         "versions": versions(),
         "models": {"packing": describe_model(model, located)},
@@ -311,7 +320,13 @@ def extract_many(request: BulkRequest) -> dict[str, int] | None:
         encoder = Encoder(
             model, processor, list(request.layers), request.pack_tokens, getattr(torch, request.saved_dtype)
         )
-        decoding = DecodeOptions(located.name, located.commit, request.sample_limits, request.video_backend)
+        decoding = DecodeOptions(
+            model_path=located.name,
+            revision=located.commit,
+            limits=request.sample_limits,
+            video_backend=request.video_backend,
+            selection=request.selection,
+        )
         progress = Progress(total, total - left, shown=state.is_main_process)
         if missing:
             with DecoderPool(decoding, request.workers, request.decode_timeout) as pool:

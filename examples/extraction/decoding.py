@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -53,12 +53,14 @@ class DecodeOptions:
         revision: commit of the repo.
         limits: of a sample.
         video_backend: see the processor; `None`: decord, then PyAV.
+        selection: `scores` and `top_k` of videos, as the processor takes them.
     """
 
     model_path: str
     revision: str | None = None
     limits: SampleLimits = SampleLimits()
     video_backend: str | None = None
+    selection: dict[str, str | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def decode(processor, item: Item, options: DecodeOptions) -> Decoded:
             videos=[item.path],
             num_frames=item.num_frames,
             video_backend=options.video_backend,
+            **options.selection,
             return_tensors="np",
             return_metadata=True,
             **limit,

@@ -15,7 +15,15 @@ from tqdm import tqdm
 from conversion.common.files import write_atomically
 from conversion.common.hub_revision import split_revision
 from examples.extraction.comparisons import Report, compare_features, compare_runs
-from examples.extraction.feature_pictures import heat_colours, patch_errors, principal_components, strip, unpatchify
+from examples.extraction.feature_pictures import (
+    dim_dropped,
+    heat_colours,
+    on_grid,
+    patch_errors,
+    principal_components,
+    strip,
+    unpatchify,
+)
 from examples.extraction.feature_sets import FeatureSet, is_paired, load_index, load_pair, open_features
 from examples.extraction.files import sha256_of_input
 from examples.extraction.html_report import SamplePictures, render_page
@@ -209,14 +217,20 @@ def draw(sample: Sample, features: FeatureSet, reference: FeatureSet | None, inp
     facts = f"{sample.record['kind']}, {grid[0]} x {grid[1]} x {grid[2]} patches"
     if sample.record["kind"] == "video":
         facts += f", frames {', '.join(map(str, sample.record['frame_indices']))}, read by {sample.record['decoder']}"
+    kept = sample.record.get("kept_patches")
+    if kept is not None:
+        facts += f"; {len(kept)} patches kept by {sample.record.get('codec_score')} ({sample.record.get('codec_way')})"
     drawn = SamplePictures(sample.name, facts, is_strip=grid[0] > 1)
     if inputs is not None:
         try:
-            drawn.pictures["input"] = strip(inputs.frames(sample.record, True if paired else None), patches=False)
+            frames = inputs.frames(sample.record, True if paired else None)
+            caption = "input" if kept is None else "input, dropped patches dimmed"
+            drawn.pictures[caption] = strip(dim_dropped(frames, grid, kept), patches=False)
         except (ValueError, OSError) as error:
             drawn.note = f"No input: {error}."
-    mapped = tokens.reshape(*grid, -1)
-    drawn.pictures["principal components"] = strip(principal_components(mapped), patches=True)
+    mapped = tokens.reshape(-1, tokens.shape[-1])
+    colours = on_grid(principal_components(mapped), grid, kept)
+    drawn.pictures["principal components"] = strip(colours, patches=True)
     other, label = reference, sample.label
     if reference is None and paired:
         other, label = features, sample.other_label
@@ -225,7 +239,7 @@ def draw(sample: Sample, features: FeatureSet, reference: FeatureSet | None, inp
         if expected.size == tokens.size:
             errors = patch_errors(mapped, expected.reshape(mapped.shape))
             caption = f"difference, largest {errors.max():.1e}" if errors.any() else "difference: bit for bit equal"
-            drawn.pictures[caption] = strip(heat_colours(errors), patches=True)
+            drawn.pictures[caption] = strip(on_grid(heat_colours(errors), grid, kept), patches=True)
         else:
             drawn.note += f" No difference: shape {tokens.shape} here, {expected.shape} there."
     return drawn

@@ -1,10 +1,13 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """Pictures of features: their principal components as colours, and where two sets of them differ."""
 
+import math
+
 import numpy as np
 from PIL import Image
 
 
+DIMMED = 0.3
 FRAME_SIDE, GAP = 320, 6
 MAX_FRAMES = 16
 # Decades of the relative error of a patch that the colours of a heat map span.
@@ -19,10 +22,10 @@ def principal_components(features: np.ndarray) -> np.ndarray:
     """The first three principal components of one sample's tokens as colours.
 
     Args:
-        features: `(t, h, w, C)`; the components are those of all frames together.
+        features: `(..., C)`, all of its frames; the components are those of all frames together.
 
     Returns:
-        `(t, h, w, 3)` uint8; the middle 98 % of each component span its channel.
+        `(..., 3)` uint8; the middle 98 % of each component span its channel.
     """
     tokens = features.reshape(-1, features.shape[-1]).astype(np.float64)
     tokens = tokens - tokens.mean(axis=0)
@@ -35,6 +38,26 @@ def principal_components(features: np.ndarray) -> np.ndarray:
     low, high = np.percentile(scores, [1, 99], axis=0)
     colours = (scores - low) / np.where(high > low, high - low, 1)
     return (colours.clip(0, 1) * 255).astype(np.uint8).reshape(*features.shape[:-1], 3)
+
+
+def on_grid(colours: np.ndarray, grid_thw: list[int], kept: list[int] | None) -> np.ndarray:
+    """Colours of tokens `(K, 3)` to `(t, h, w, 3)`; patches that were not kept are black."""
+    if kept is None:
+        return colours.reshape(*grid_thw, 3)
+    everywhere = np.zeros((math.prod(grid_thw), 3), np.uint8)
+    everywhere[kept] = colours
+    return everywhere.reshape(*grid_thw, 3)
+
+
+def dim_dropped(frames: np.ndarray, grid_thw: list[int], kept: list[int] | None) -> np.ndarray:
+    """Frames `(t, h * P, w * P, 3)` uint8 with the patches that were not kept dark and grey."""
+    if kept is None:
+        return frames
+    mask = np.zeros(math.prod(grid_thw), bool)
+    mask[kept] = True
+    side = frames.shape[1] // grid_thw[1]
+    mask = mask.reshape(grid_thw).repeat(side, axis=1).repeat(side, axis=2)[..., None]
+    return np.where(mask, frames, (frames.mean(axis=-1, keepdims=True) * DIMMED).astype(np.uint8))
 
 
 def patch_errors(actual: np.ndarray, expected: np.ndarray) -> np.ndarray:

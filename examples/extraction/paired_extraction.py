@@ -95,6 +95,7 @@ def _run_model(located: LocatedModel, processor, request: PairedRequest) -> _Ext
                 num_frames=request.num_frames,
                 native_resolution=True,
                 return_metadata=True,
+                **(request.selection if kind == "videos" else {}),
                 **request.sample_limits.arguments(),
             )
         except ValueError as error:
@@ -121,6 +122,7 @@ def _write(dense: _Extracted, packing: _Extracted, request: PairedRequest) -> Re
     metadata = {
         "feature": f"hidden_states[{FEATURE_LAYER}]",
         "num_frames": request.num_frames,
+        **request.selection,
         "dtype": request.dtype,
         **describe_device(request.device or "cpu"),
         "versions": versions(),

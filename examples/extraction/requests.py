@@ -18,6 +18,7 @@ from examples.extraction.shards import FORMATS
 
 INPUT_NAMES = ("image1", "image2", "video1", "video2")
 INDEXES = ("jsonl", "parquet")
+SCORES = ("codec",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class ExtractionRequest:
         revision: commit, tag or branch of a model repo that has none of its own.
         packing_revision: that of the packing model's repo.
         sample_limits: of images and videos.
+        scores: `"codec"`: of videos only the patches that their codec marks go through the model; images go whole.
+        top_k: with `scores`, how many patches of each video.
     """
 
     packing_model_path: str
@@ -44,13 +47,25 @@ class ExtractionRequest:
     revision: str | None = None
     packing_revision: str | None = None
     sample_limits: SampleLimits = SampleLimits()
+    scores: str | None = None
+    top_k: int | None = None
 
     def __post_init__(self):
         for field in fields(self):
             if field.type is Path:
                 object.__setattr__(self, field.name, Path(getattr(self, field.name)))
         check_positive("num_frames", self.num_frames)
+        check_positive("top_k", self.top_k)
         _check_choice("dtype", self.dtype, DTYPES)
+        if self.scores is not None:
+            _check_choice("scores", self.scores, SCORES)
+        if (self.scores is None) != (self.top_k is None):
+            raise ValueError("--scores and --top_k go together: which patches are kept, and how many of each video.")
+
+    @property
+    def selection(self) -> dict[str, str | int]:
+        """The processor's arguments for videos that choose patches."""
+        return {} if self.scores is None else {"scores": self.scores, "top_k": self.top_k}
 
     @property
     def packing_model(self) -> tuple[str, str | None]:

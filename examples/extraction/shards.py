@@ -177,8 +177,9 @@ def _write_parquet(stream, records: Iterator[dict]) -> None:
     integers = pa.list_(pa.int64())
     columns = {
         **{name: pa.string() for name in ("id", "path", "kind", "shard", "decoder", "sha256", "pixels_sha256")},
+        **{name: pa.string() for name in ("codec_score", "codec_way")},
         **{name: pa.int64() for name in ("index", "tokens", "width", "height")},
-        **{name: integers for name in ("grid_thw", "frame_indices", "temporal_positions")},
+        **{name: integers for name in ("grid_thw", "frame_indices", "temporal_positions", "kept_patches")},
         "timestamps": pa.list_(pa.float64()),
         "keys": pa.map_(pa.string(), pa.string()),
     }

@@ -32,6 +32,15 @@ def test_options_named_in_the_guides_exist():
     elsewhere |= {"--model", "--video"}  # of quickstart.py
     elsewhere |= {"--features", "--remove_features"}  # of push_to_hub.py
     elsewhere |= {
+        "--layout",
+        "--patch_size",
+        "--keep_frames",
+        "--codec_score",
+        "--canvas_format",
+        "--order",
+        "--output",
+    }
+    elsewhere |= {
         "--max_archive_bytes",
         "--max_json_bytes",
         "--num_machines",
