@@ -433,3 +433,22 @@ class TestProcessor:
     def test_images_alone_have_no_codec(self):
         with pytest.raises(ValueError, match="needs videos"):
             processor(True)(images=media.image(40, 33), scores="codec", top_k=2)
+
+
+def test_frames_decoded_elsewhere_are_scored_as_what_they_are(clip):
+    """Numbers in a longer video say when frames are shown, not where they lie in the list."""
+    processor = LlavaViTProcessor(LlavaViTImageProcessor(patch_size=PATCH, packing=True))
+    chosen = {"scores": "codec", "top_k": 60, "return_metadata": True}
+    known = {"fps": 25.0, "total_num_frames": 1000, "frames_indices": [50 + 7 * index for index in range(COUNT)]}
+    told, plain = (
+        processor(videos=[clip], do_sample_frames=False, video_metadata=metadata, **chosen)
+        for metadata in ([known], None)
+    )
+    assert torch.equal(told["pixel_values"], plain["pixel_values"])
+    assert told["metadata"][0]["frame_indices"] == known["frames_indices"]
+    assert not torch.equal(told["patch_positions"], plain["patch_positions"])
+
+
+def test_a_video_at_an_address_is_to_be_downloaded_first():
+    with pytest.raises(ValueError, match="Download the file, and pass its path"):
+        codec_scores("https://127.0.0.1:9/clip.mp4", [0], PATCH)
