@@ -73,6 +73,7 @@ def _draw_forward(axis, result: dict) -> None:
 
 
 def _draw_processor(axis, results: list[dict]) -> None:
+    results = [result for result in results if result["count"] == 1 and not result["resized"]]
     for name in results[0]["seconds"]:
         pixels = [result["size"][0] * result["size"][1] / 1e6 for result in results]
         axis.loglog(pixels, [1 / result["seconds"][name] for result in results], marker="o", label=name)
