@@ -137,9 +137,7 @@ class TestRead:
         dense, packing = (model_inputs(assets, packing) for packing in (False, True))
         assert dense["pixel_values"].shape == (1, 3, KEPT, 576, 576) and "visible_indices" not in dense
         assert dense["patch_positions"][0].tolist() == np.load(folder / "positions_thw.npy").tolist()
-        states = [
-            features({**inputs, "patch_size": PATCH}, which) for inputs, which in ((dense, False), (packing, True))
-        ]
+        states = [features(inputs, PATCH, which) for inputs, which in ((dense, False), (packing, True))]
         assert torch.equal(*states)
         assert run("read", folder, "--output", tmp_path / "inputs.npz") == 0
         with np.load(tmp_path / "inputs.npz") as saved:
