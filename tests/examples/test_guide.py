@@ -41,6 +41,7 @@ def test_options_named_in_the_guides_exist():
     known = {option for action in build_parser()._actions for option in action.option_strings}
     elsewhere = {"--num_attention_heads", "--features_dir", "--reference", "--cpu", "--multi_gpu", "--num_processes"}
     elsewhere |= {"--model", "--video"}  # of quickstart.py
+    elsewhere |= {"--diagnose"}  # of verify_features.py
     elsewhere |= {
         "--max_archive_bytes",
         "--max_json_bytes",
