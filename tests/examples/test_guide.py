@@ -40,6 +40,7 @@ def test_options_named_in_the_guides_exist():
         "--order",
         "--output",
     }
+    elsewhere |= {"--diagnose"}  # of verify_features.py
     elsewhere |= {
         "--max_archive_bytes",
         "--max_json_bytes",
