@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conversion.common.arguments import ArgumentParser  # noqa: E402
+from conversion.common.arguments import ArgumentParser, from_options  # noqa: E402
 from examples.extraction.codec_assets import (  # noqa: E402
     CANVAS_SUFFIXES,
     LAYOUTS,
@@ -28,7 +28,6 @@ from examples.extraction.codec_assets import (  # noqa: E402
     save_inputs,
     write_assets,
 )
-from examples.extraction.options import from_options  # noqa: E402
 
 
 SCORES = ("motion+residual", "motion", "residual", "bits")

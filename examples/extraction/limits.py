@@ -167,5 +167,5 @@ class SampleLimits:
 
 def with_options(message: str) -> str:
     """A message of the processor and, if it advises what is called otherwise on the command line, what it is there."""
-    advises = "max_tokens" in message or "native_resolution" in message
+    advises = any(name in message for name in ("max_tokens", "max_patches", "min_patches", "native_resolution"))
     return f"{message} {HERE}" if advises else message

@@ -352,8 +352,9 @@ class TestAdvice:
     @staticmethod
     def check_options_of(message: str) -> None:
         known = {option for action in build_parser()._actions for option in action.option_strings}
-        advised = set(re.findall(r"\b(?:max_\w+|native_resolution)\b", message))
-        renamed = {"max_tokens", "native_resolution"}
+        advised = set(re.findall(r"\b(?:max_\w+|min_patches|native_resolution)\b", message))
+        # The first has another name there; the others would resize.
+        renamed = {"max_tokens", "max_patches", "min_patches", "native_resolution"}
         assert {f"--{name}" for name in advised - renamed} <= known
         assert message.endswith(HERE) == bool(advised & renamed) and message.count(HERE) <= 1
         assert "--max_sample_tokens" in HERE and "--max_sample_tokens" in known
