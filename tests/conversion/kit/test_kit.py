@@ -162,6 +162,11 @@ class TestFaults:
         assert len(named) - len(wrong) >= LEAST_NAMED * len(named) / FAULTS_IN_CLIENT, wrong
         assert not wrong, wrong
 
+    def test_the_readme_shows_what_is_printed(self, folder, judge):
+        printed = judge(changed_client(CLIENT, KNOWN["rotate_half"]).run_kit(folder)).text()
+        shown = " ".join(re.search(r"ends like this:\n\n(.*?)\n\n", readme(), re.DOTALL).group(1).split())
+        assert shown.startswith("FAIL as float32") and " ".join(printed.split()).endswith(shown)
+
     @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
     def test_of_two_faults_one_at_least_is_named(self, folder, judge, pair):
         report = judge(changed_client(CLIENT, *(KNOWN[name] for name in pair)).run_kit(folder))
