@@ -17,18 +17,6 @@ from tests.examples import commands
 from tests.models import TINY, as_packing, dense_model
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _modules_cache(tmp_path_factory):
-    """The scripts copy the models' code into a cache: an own one, which no other process changes."""
-    previous = os.environ.get("HF_MODULES_CACHE")
-    os.environ["HF_MODULES_CACHE"] = str(tmp_path_factory.mktemp("modules"))
-    yield
-    if previous is None:
-        del os.environ["HF_MODULES_CACHE"]
-    else:
-        os.environ["HF_MODULES_CACHE"] = previous
-
-
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
     """`once(name, write)`: a folder that `write(folder)` fills in the first worker that asks for it.
