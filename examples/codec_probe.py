@@ -1,0 +1,220 @@
+# Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
+"""Do patches that the codec marks help, against whole frames at an equal number of tokens?
+
+    python examples/codec_probe.py --packing_model_path demo_output/packing
+
+Clips made from a seed show two small textured objects that cross a busy ground, all in one of eight directions at one
+of two speeds, which are the 16 classes. The picture is a torus and the start is drawn evenly, so that a frame alone
+looks the same in every class. Each clip is an H.264 file of 16 frames of 6 x 6 patches, of which a model gets
+
+    frames     4 whole frames, evenly sampled
+    codec      as many patches of all frames, chosen by scores="codec": the first frame whole, then what moves
+    random     the same with random scores in place of the codec's
+    one frame  the first frame: a control, which must stay at chance
+
+A small packing encoder and an attentive probe are trained from scratch on each, for equally many steps. Of the folder
+only the code, the processor and the unchanged settings are taken, not the weights. The code is executed
+(`trust_remote_code`): use a folder you made, or a repo you trust, at a pinned commit.
+"""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import mean, stdev
+
+import av
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+from transformers import AutoConfig, AutoModel, AutoProcessor
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from conversion.common.arguments import ArgumentParser  # noqa: E402
+from conversion.common.hub_revision import split_revision  # noqa: E402
+
+
+# In pixels, but for the frames.
+SIDE, OBJECT, CELL, PATCH = 64, 16, 4, 16
+FRAMES, WHOLE_FRAMES, OBJECTS = 16, 4, 1
+GRID = (FRAMES, SIDE // PATCH, SIDE // PATCH)
+TOP_K = WHOLE_FRAMES * GRID[1] * GRID[2]
+# Pixels a frame, down and right.
+MOTIONS = [
+    (speed * down, speed * right)
+    for speed in (2, 4)
+    for down, right in ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
+]
+SELECTIONS = ("frames", "codec", "random", "one frame")
+# Weights are drawn as large as trained ones are: with the default they stay near zero for most of so short a training.
+ENCODER = {
+    **{"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 128},
+    **{"patch_size": PATCH, "use_head": False, "initializer_range": 64**-0.5},
+}
+BATCH, LEARNING_RATE = 32, 2e-3
+
+
+def draw_clip(motion: tuple[int, int], random: np.random.Generator) -> np.ndarray:
+    """`(FRAMES, SIDE, SIDE, 3)` uint8: coloured objects that move by `(down, right)` pixels a frame over grey noise."""
+
+    def texture(side: int, channels: int) -> np.ndarray:
+        cells = random.integers(0, 256, (side // CELL, side // CELL, channels), dtype=np.uint8)
+        return cells.repeat(CELL, 0).repeat(CELL, 1)
+
+    clip = np.broadcast_to(texture(SIDE, 1), (FRAMES, SIDE, SIDE, 3)).copy()
+    for _ in range(OBJECTS):
+        start, look = random.integers(0, SIDE, 2), texture(OBJECT, 3)
+        for index, frame in enumerate(clip):
+            rows, columns = ((start[axis] + index * motion[axis] + np.arange(OBJECT)) % SIDE for axis in (0, 1))
+            frame[np.ix_(rows, columns)] = look
+    return clip
+
+
+def write_clip(path: Path, clip: np.ndarray) -> None:
+    """Encodes a clip as H.264, on one thread so that every machine writes the same."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8, options={"threads": "1"})
+        stream.height, stream.width, stream.pix_fmt = SIDE, SIDE, "yuv420p"
+        for frame in clip:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24")))
+        container.mux(stream.encode())
+
+
+def selection_arguments(selection: str, random: np.random.Generator) -> dict:
+    """What the processor is asked for, of one clip."""
+    if selection == "frames":
+        return {"num_frames": WHOLE_FRAMES}
+    if selection == "one frame":
+        return {"num_frames": 1}
+    if selection == "codec":
+        return {"num_frames": FRAMES, "scores": "codec", "top_k": TOP_K}
+    scores = random.random(GRID)
+    scores[0] = 1  # the first frame whole, as with the codec
+    return {"num_frames": FRAMES, "scores": [scores], "top_k": TOP_K}
+
+
+def make_samples(processor, clips: int, seed: int, folder: Path) -> tuple[dict[str, dict], torch.Tensor]:
+    """Inputs of `clips` clips drawn from a seed by selection, and their classes `(clips,)`, equally many of each.
+
+    Inputs are `pixel_values` `(clips, K, 3 * PATCH * PATCH)` and `patch_positions` `(clips, K, 3)`.
+    """
+    random = np.random.default_rng(seed)
+    labels = random.permutation(np.arange(clips) % len(MOTIONS))
+    found = {selection: [] for selection in SELECTIONS}
+    file = folder / "clip.mp4"
+    for label in tqdm(labels, desc=f"clips of seed {seed}", leave=False):
+        write_clip(file, draw_clip(MOTIONS[label], random))
+        for selection, samples in found.items():
+            asked = selection_arguments(selection, random)
+            samples.append(processor(videos=[str(file)], patch_size=PATCH, native_resolution=True, **asked))
+    names = ("pixel_values", "patch_positions")
+    inputs = {
+        selection: {name: torch.stack([sample[name] for sample in samples]) for name in names}
+        for selection, samples in found.items()
+    }
+    return inputs, torch.from_numpy(labels)
+
+
+class MotionClassifier(nn.Module):
+    """The encoder and an attentive probe: one learned query attends to all tokens, then a linear classifier.
+
+    Args:
+        encoder: a packing model.
+    """
+
+    def __init__(self, encoder: nn.Module):
+        super().__init__()
+        size, heads = encoder.config.hidden_size, encoder.config.num_attention_heads
+        self.encoder = encoder
+        self.query = nn.Parameter(torch.randn(1, 1, size))
+        self.attention = nn.MultiheadAttention(size, heads, batch_first=True)
+        self.classifier = nn.Sequential(nn.LayerNorm(size), nn.Linear(size, len(MOTIONS)))
+
+    def forward(self, pixel_values: torch.Tensor, patch_positions: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, classes)` of `pixel_values` `(B, K, D)` and `patch_positions` `(B, K, 3)`."""
+        batch, length, _ = pixel_values.shape
+        tokens = self.encoder(
+            pixel_values=pixel_values.flatten(0, 1),
+            patch_positions=patch_positions.flatten(0, 1),
+            grid_thw=torch.tensor([GRID] * batch),
+            cu_seqlens=torch.arange(0, (batch + 1) * length, length, dtype=torch.int32),
+            max_seqlen=length,
+        ).last_hidden_state.unflatten(0, (batch, length))
+        pooled, _ = self.attention(self.query.expand(batch, -1, -1), tokens, tokens, need_weights=False)
+        return self.classifier(pooled[:, 0])
+
+
+def turned(inputs: dict, labels: torch.Tensor, turn: int) -> tuple[dict, torch.Tensor]:
+    """A batch in one of the eight ways to mirror and turn a square, with the classes that it then has.
+
+    Args:
+        turn: 0 to 7; its bits mirror rows, mirror columns and exchange the two.
+    """
+    pixels = inputs["pixel_values"].unflatten(-1, (3, PATCH, PATCH))
+    positions, motions = inputs["patch_positions"].clone(), np.array(MOTIONS)
+    for axis, last in ((0, GRID[1] - 1), (1, GRID[2] - 1)):
+        if turn >> axis & 1:
+            pixels = pixels.flip(axis - 2)
+            positions[..., axis + 1] = last - positions[..., axis + 1]
+            motions[:, axis] *= -1
+    if turn >> 2:
+        pixels, positions, motions = pixels.transpose(-1, -2), positions[..., [0, 2, 1]], motions[:, ::-1]
+    classes = torch.tensor([MOTIONS.index(tuple(motion)) for motion in motions.tolist()])
+    return {"pixel_values": pixels.flatten(-3), "patch_positions": positions}, classes[labels]
+
+
+def batches(inputs: dict, labels: torch.Tensor, order: torch.Tensor) -> Iterator[tuple[dict, torch.Tensor]]:
+    """The samples at `order`, a batch at a time."""
+    for chosen in order.split(BATCH):
+        yield {name: value[chosen] for name, value in inputs.items()}, labels[chosen]
+
+
+def train(model: MotionClassifier, inputs: dict, labels: torch.Tensor, epochs: int, generator: torch.Generator) -> None:
+    """Trains encoder and probe together; every batch is mirrored and turned at random."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
+    steps = epochs * -(-len(labels) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    model.train()
+    for _ in tqdm(range(epochs), desc="epochs", leave=False):
+        for batch, classes in batches(inputs, labels, torch.randperm(len(labels), generator=generator)):
+            batch, classes = turned(batch, classes, int(torch.randint(8, (), generator=generator)))
+            loss = nn.functional.cross_entropy(model(**batch), classes)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+
+
+@torch.inference_mode()
+def accuracy(model: MotionClassifier, inputs: dict, labels: torch.Tensor) -> float:
+    """The part of the samples whose class is found."""
+    model.eval()
+    right = [
+        (model(**batch).argmax(-1) == classes).sum() for batch, classes in batches(inputs, labels, torch.arange(len(labels)))
+    ]
+    return float(sum(right) / len(labels))
+
+
+def probe(source: dict, seed: int, train_clips: int, test_clips: int, epochs: int) -> dict[str, dict]:
+    """By selection its `tokens` and the `accuracy` on test clips; clips, weights and batches are those of the seed.
+
+    Args:
+        source: arguments of `from_pretrained`.
+    """
+    processor = AutoProcessor.from_pretrained(**source)
+    config = AutoConfig.from_pretrained(**source, **ENCODER)
+    with tempfile.TemporaryDirectory() as folder:
+        samples, labels = make_samples(processor, train_clips + test_clips, seed, Path(folder))
+    results = {}
+    for selection, inputs in samples.items():
+        torch.manual_seed(seed)
+        model = MotionClassifier(AutoModel.from_config(config, trust_remote_code=True))
+        known, unseen = ({name: value[part] for name, value in inputs.items()} for part in (slice(train_clips), slice(train_clips, None)))
+        train(model, known, labels[:train_clips], epochs, torch.Generator().manual_seed(seed))
+        found = accuracy(model, unseen, labels[train_clips:])
+        results[selection] = {"tokens": inputs["pixel_values"].shape[1], "accuracy": found}
+    return results
