@@ -3,24 +3,22 @@
 
     python examples/codec_probe.py --packing_model_path demo_output/packing
 
-Clips made from a seed show two small textured objects that cross a busy ground, all in one of eight directions at one
-of two speeds, which are the 16 classes. The picture is a torus and the start is drawn evenly, so that a frame alone
-looks the same in every class. Each clip is an H.264 file of 16 frames of 6 x 6 patches, of which a model gets
+Clips made from a seed show a small textured object that crosses a busy ground in one of eight directions at one of two
+speeds, which are the 16 classes. The picture is a torus and the start is drawn evenly, so that a frame alone looks the
+same in every class. Each clip is an H.264 file of 16 frames of 4 x 4 patches, of which a model gets 64 tokens:
 
-    frames     4 whole frames, evenly sampled
-    codec      as many patches of all frames, chosen by scores="codec": the first frame whole, then what moves
-    random     the same with random scores in place of the codec's
-    one frame  the first frame: a control, which must stay at chance
+    frames  4 whole frames, evenly sampled
+    codec   as many patches of all frames, by scores="codec": the first frame whole, then what moves
+    random  the same by random scores, which tells what the scores do from what more frames do
 
 A small packing encoder and an attentive probe are trained from scratch on each, for equally many steps. Of the folder
 only the code, the processor and the unchanged settings are taken, not the weights. The code is executed
 (`trust_remote_code`): use a folder you made, or a repo you trust, at a pinned commit.
 """
 
-import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -36,20 +34,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conversion.common.arguments import ArgumentParser  # noqa: E402
 from conversion.common.hub_revision import split_revision  # noqa: E402
+from examples.extraction.files import write_json  # noqa: E402
 
 
 # In pixels, but for the frames.
 SIDE, OBJECT, CELL, PATCH = 64, 16, 4, 16
-FRAMES, WHOLE_FRAMES, OBJECTS = 16, 4, 1
+FRAMES, WHOLE_FRAMES = 16, 4
 GRID = (FRAMES, SIDE // PATCH, SIDE // PATCH)
 TOP_K = WHOLE_FRAMES * GRID[1] * GRID[2]
+# The least of each channel, and what it stays below: grey, and warm colours.
+GROUND, COLOUR = ([64], [192]), ([160, 0, 0], [256, 256, 96])
 # Pixels a frame, down and right.
 MOTIONS = [
     (speed * down, speed * right)
-    for speed in (2, 4)
+    for speed in (1, 2)
     for down, right in ((0, 1), (1, 1), (1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1))
 ]
-SELECTIONS = ("frames", "codec", "random", "one frame")
+SELECTIONS = ("frames", "codec", "random")
 # Weights are drawn as large as trained ones are: with the default they stay near zero for most of so short a training.
 ENCODER = {
     **{"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 128},
@@ -59,18 +60,17 @@ BATCH, LEARNING_RATE = 32, 2e-3
 
 
 def draw_clip(motion: tuple[int, int], random: np.random.Generator) -> np.ndarray:
-    """`(FRAMES, SIDE, SIDE, 3)` uint8: coloured objects that move by `(down, right)` pixels a frame over grey noise."""
+    """`(FRAMES, SIDE, SIDE, 3)` uint8: a coloured object, moved by `(down, right)` pixels a frame over grey noise."""
 
-    def texture(side: int, channels: int) -> np.ndarray:
-        cells = random.integers(0, 256, (side // CELL, side // CELL, channels), dtype=np.uint8)
+    def texture(side: int, low: Sequence[int], high: Sequence[int]) -> np.ndarray:
+        cells = random.integers(low, high, (side // CELL, side // CELL, len(low)), dtype=np.uint8)
         return cells.repeat(CELL, 0).repeat(CELL, 1)
 
-    clip = np.broadcast_to(texture(SIDE, 1), (FRAMES, SIDE, SIDE, 3)).copy()
-    for _ in range(OBJECTS):
-        start, look = random.integers(0, SIDE, 2), texture(OBJECT, 3)
-        for index, frame in enumerate(clip):
-            rows, columns = ((start[axis] + index * motion[axis] + np.arange(OBJECT)) % SIDE for axis in (0, 1))
-            frame[np.ix_(rows, columns)] = look
+    clip = np.broadcast_to(texture(SIDE, *GROUND), (FRAMES, SIDE, SIDE, 3)).copy()
+    start, look = random.integers(0, SIDE, 2), texture(OBJECT, *COLOUR)
+    for index, frame in enumerate(clip):
+        rows, columns = ((start[axis] + index * motion[axis] + np.arange(OBJECT)) % SIDE for axis in (0, 1))
+        frame[np.ix_(rows, columns)] = look
     return clip
 
 
@@ -88,8 +88,6 @@ def selection_arguments(selection: str, random: np.random.Generator) -> dict:
     """What the processor is asked for, of one clip."""
     if selection == "frames":
         return {"num_frames": WHOLE_FRAMES}
-    if selection == "one frame":
-        return {"num_frames": 1}
     if selection == "codec":
         return {"num_frames": FRAMES, "scores": "codec", "top_k": TOP_K}
     scores = random.random(GRID)
@@ -97,16 +95,16 @@ def selection_arguments(selection: str, random: np.random.Generator) -> dict:
     return {"num_frames": FRAMES, "scores": [scores], "top_k": TOP_K}
 
 
-def make_samples(processor, clips: int, seed: int, folder: Path) -> tuple[dict[str, dict], torch.Tensor]:
-    """Inputs of `clips` clips drawn from a seed by selection, and their classes `(clips,)`, equally many of each.
+def make_samples(processor, clips: int, folder: Path) -> tuple[dict[str, dict], torch.Tensor]:
+    """Inputs of clips by selection, and their classes `(clips,)`, of each equally many. `folder` gets a file.
 
     Inputs are `pixel_values` `(clips, K, 3 * PATCH * PATCH)` and `patch_positions` `(clips, K, 3)`.
     """
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(0)
     labels = random.permutation(np.arange(clips) % len(MOTIONS))
     found = {selection: [] for selection in SELECTIONS}
     file = folder / "clip.mp4"
-    for label in tqdm(labels, desc=f"clips of seed {seed}", leave=False):
+    for label in tqdm(labels, desc="clips"):
         write_clip(file, draw_clip(MOTIONS[label], random))
         for selection, samples in found.items():
             asked = selection_arguments(selection, random)
@@ -173,7 +171,9 @@ def batches(inputs: dict, labels: torch.Tensor, order: torch.Tensor) -> Iterator
         yield {name: value[chosen] for name, value in inputs.items()}, labels[chosen]
 
 
-def train(model: MotionClassifier, inputs: dict, labels: torch.Tensor, epochs: int, generator: torch.Generator) -> None:
+def train(
+    model: MotionClassifier, inputs: dict, labels: torch.Tensor, epochs: int, generator: torch.Generator
+) -> None:
     """Trains encoder and probe together; every batch is mirrored and turned at random."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE)
     steps = epochs * -(-len(labels) // BATCH)
@@ -194,13 +194,32 @@ def accuracy(model: MotionClassifier, inputs: dict, labels: torch.Tensor) -> flo
     """The part of the samples whose class is found."""
     model.eval()
     right = [
-        (model(**batch).argmax(-1) == classes).sum() for batch, classes in batches(inputs, labels, torch.arange(len(labels)))
+        (model(**batch).argmax(-1) == classes).sum()
+        for batch, classes in batches(inputs, labels, torch.arange(len(labels)))
     ]
     return float(sum(right) / len(labels))
 
 
-def probe(source: dict, seed: int, train_clips: int, test_clips: int, epochs: int) -> dict[str, dict]:
-    """By selection its `tokens` and the `accuracy` on test clips; clips, weights and batches are those of the seed.
+def probe(config, inputs: dict, labels: torch.Tensor, train_clips: int, epochs: int, seed: int) -> float:
+    """The accuracy on the clips that were not trained on; the split, the weights and the batches are the seed's.
+
+    Args:
+        config: of the encoder.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(labels), generator=generator)
+    model = MotionClassifier(AutoModel.from_config(config, trust_remote_code=True))
+    parts = [
+        ({name: value[part] for name, value in inputs.items()}, labels[part])
+        for part in order.tensor_split([train_clips])
+    ]
+    train(model, *parts[0], epochs, generator)
+    return accuracy(model, *parts[1])
+
+
+def run(source: dict, seeds: int, train_clips: int, test_clips: int, epochs: int) -> dict[str, dict]:
+    """By selection its `tokens` of a clip and the `accuracy` by seed.
 
     Args:
         source: arguments of `from_pretrained`.
@@ -208,13 +227,52 @@ def probe(source: dict, seed: int, train_clips: int, test_clips: int, epochs: in
     processor = AutoProcessor.from_pretrained(**source)
     config = AutoConfig.from_pretrained(**source, **ENCODER)
     with tempfile.TemporaryDirectory() as folder:
-        samples, labels = make_samples(processor, train_clips + test_clips, seed, Path(folder))
-    results = {}
-    for selection, inputs in samples.items():
-        torch.manual_seed(seed)
-        model = MotionClassifier(AutoModel.from_config(config, trust_remote_code=True))
-        known, unseen = ({name: value[part] for name, value in inputs.items()} for part in (slice(train_clips), slice(train_clips, None)))
-        train(model, known, labels[:train_clips], epochs, torch.Generator().manual_seed(seed))
-        found = accuracy(model, unseen, labels[train_clips:])
-        results[selection] = {"tokens": inputs["pixel_values"].shape[1], "accuracy": found}
+        samples, labels = make_samples(processor, train_clips + test_clips, Path(folder))
+    results = {name: {"tokens": inputs["pixel_values"].shape[1], "accuracy": []} for name, inputs in samples.items()}
+    for seed in tqdm(range(seeds), desc="seeds"):
+        for name, inputs in samples.items():
+            results[name]["accuracy"].append(probe(config, inputs, labels, train_clips, epochs, seed))
     return results
+
+
+def table(results: dict[str, dict]) -> str:
+    """The results as Markdown."""
+    lines = ["| selection | tokens | accuracy | by seed |", "|---|---|---|---|"]
+    for name, found in results.items():
+        values = found["accuracy"]
+        by_seed = ", ".join(f"{value:.3f}" for value in values)
+        lines.append(f"| {name} | {found['tokens']} | {mean(values):.3f} ± {stdev(values):.3f} | {by_seed} |")
+    return "\n".join([*lines, f"| chance | | {1 / len(MOTIONS):.3f} | |"])
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = ArgumentParser(__doc__)
+    parser.add_argument("--packing_model_path", required=True, help="packing model folder or repo, for its code")
+    parser.add_argument("--revision", help="commit of the model repo, when it is on the Hub")
+    parser.add_argument("--seeds", type=int, default=5, help="trainings of each selection, at least 2 (default 5)")
+    parser.add_argument("--train_clips", type=int, default=1024, help="default 1024")
+    parser.add_argument("--test_clips", type=int, default=256, help="default 256")
+    parser.add_argument("--epochs", type=int, default=12, help="over the training clips (default 12)")
+    parser.add_argument("--json", type=Path, help="write settings and results to this file as well")
+    options = parser.parse_args(arguments)
+    for name, least in {"seeds": 2, "train_clips": 1, "test_clips": 1, "epochs": 1}.items():
+        if getattr(options, name) < least:
+            parser.error(f"--{name} must be at least {least}, found {getattr(options, name)}")
+    if options.json is not None and not options.json.parent.is_dir():
+        parser.error(f"--json {options.json}: there is no folder {options.json.parent}")
+    settings = {name: getattr(options, name) for name in ("seeds", "train_clips", "test_clips", "epochs")}
+    try:
+        path, revision = split_revision("--packing_model_path", options.packing_model_path, options.revision)
+        source = {"pretrained_model_name_or_path": path, "revision": revision, "trust_remote_code": True}
+        results = run(source, **settings)
+        if options.json is not None:
+            write_json(options.json, {**settings, "chance": 1 / len(MOTIONS), "results": results})
+    except (ValueError, OSError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(table(results))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
