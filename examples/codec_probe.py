@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from conversion.common.arguments import ArgumentParser  # noqa: E402
 from conversion.common.hub_revision import split_revision  # noqa: E402
-from examples.extraction.files import write_json  # noqa: E402
+from examples.extraction.files import read_json, write_json  # noqa: E402
 
 
 # In pixels, but for the frames.
@@ -218,20 +218,36 @@ def probe(config, inputs: dict, labels: torch.Tensor, train_clips: int, epochs: 
     return accuracy(model, *parts[1])
 
 
-def run(source: dict, seeds: int, train_clips: int, test_clips: int, epochs: int) -> dict[str, dict]:
+def run(source: dict, settings: dict, seeds: int, file: Path | None) -> dict[str, dict]:
     """By selection its `tokens` of a clip and the `accuracy` by seed.
 
     Args:
         source: arguments of `from_pretrained`.
+        settings: `train_clips`, `test_clips` and `epochs`.
+        file: gets the results after every training; trainings that it already holds are not done again.
+
+    Raises:
+        ValueError: if the file is from other settings.
     """
+    results = {name: {"accuracy": []} for name in SELECTIONS}
+    if file is not None and file.exists():
+        held = read_json(file)
+        if (found := held.get("settings")) != settings:
+            raise ValueError(f"--json {file} is of a run with {found}, not {settings}: give another file.")
+        results = held["results"]
+    todo = [(seed, name) for seed in range(seeds) for name in SELECTIONS if seed >= len(results[name]["accuracy"])]
+    if not todo:
+        return results
     processor = AutoProcessor.from_pretrained(**source)
     config = AutoConfig.from_pretrained(**source, **ENCODER)
     with tempfile.TemporaryDirectory() as folder:
-        samples, labels = make_samples(processor, train_clips + test_clips, Path(folder))
-    results = {name: {"tokens": inputs["pixel_values"].shape[1], "accuracy": []} for name, inputs in samples.items()}
-    for seed in tqdm(range(seeds), desc="seeds"):
-        for name, inputs in samples.items():
-            results[name]["accuracy"].append(probe(config, inputs, labels, train_clips, epochs, seed))
+        samples, labels = make_samples(processor, settings["train_clips"] + settings["test_clips"], Path(folder))
+    for seed, name in tqdm(todo, desc="trainings"):
+        found = probe(config, samples[name], labels, settings["train_clips"], settings["epochs"], seed)
+        results[name]["tokens"] = samples[name]["pixel_values"].shape[1]
+        results[name]["accuracy"].append(found)
+        if file is not None:
+            write_json(file, {"settings": settings, "chance": 1 / len(MOTIONS), "results": results})
     return results
 
 
@@ -253,20 +269,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--train_clips", type=int, default=1024, help="default 1024")
     parser.add_argument("--test_clips", type=int, default=256, help="default 256")
     parser.add_argument("--epochs", type=int, default=12, help="over the training clips (default 12)")
-    parser.add_argument("--json", type=Path, help="write settings and results to this file as well")
+    parser.add_argument(
+        "--json", type=Path, help="also write the results to this file; the same command goes on from it"
+    )
     options = parser.parse_args(arguments)
     for name, least in {"seeds": 2, "train_clips": 1, "test_clips": 1, "epochs": 1}.items():
         if getattr(options, name) < least:
             parser.error(f"--{name} must be at least {least}, found {getattr(options, name)}")
     if options.json is not None and not options.json.parent.is_dir():
         parser.error(f"--json {options.json}: there is no folder {options.json.parent}")
-    settings = {name: getattr(options, name) for name in ("seeds", "train_clips", "test_clips", "epochs")}
+    settings = {name: getattr(options, name) for name in ("train_clips", "test_clips", "epochs")}
     try:
         path, revision = split_revision("--packing_model_path", options.packing_model_path, options.revision)
         source = {"pretrained_model_name_or_path": path, "revision": revision, "trust_remote_code": True}
-        results = run(source, **settings)
-        if options.json is not None:
-            write_json(options.json, {**settings, "chance": 1 / len(MOTIONS), "results": results})
+        results = run(source, settings, options.seeds, options.json)
     except (ValueError, OSError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -115,3 +115,25 @@ def test_wrong_options_are_refused_before_the_work(wrong, said, capsys):
     with pytest.raises(SystemExit):
         codec_probe.main(["--packing_model_path", "nowhere", *wrong])
     assert said in capsys.readouterr().err
+
+
+def test_a_run_goes_on_from_its_file(tmp_path, capsys, monkeypatch):
+    file = tmp_path / "results.json"
+    settings = {"train_clips": 8, "test_clips": 8, "epochs": 1}
+    results = {name: {"tokens": TOP_K, "accuracy": [0.25, 0.5]} for name in SELECTIONS}
+    file.write_text(json.dumps({"settings": settings, "results": results}))
+    command = ["--packing_model_path", "nowhere", *SMALL, "--json", str(file)]
+    assert codec_probe.main(command) == 0  # all is there: nothing is loaded
+    assert "| codec | 64 | 0.375 ± 0.177 | 0.250, 0.500 |" in capsys.readouterr().out
+    results["random"]["accuracy"].pop()
+    file.write_text(json.dumps({"settings": settings, "results": results}))
+    for kind in ("AutoProcessor", "AutoConfig"):
+        monkeypatch.setattr(getattr(codec_probe, kind), "from_pretrained", lambda *_, **__: None)
+    samples = dict.fromkeys(SELECTIONS, {"pixel_values": torch.zeros(1, TOP_K, 1)})
+    monkeypatch.setattr(codec_probe, "make_samples", lambda *_: (samples, None))
+    trained = []
+    monkeypatch.setattr(codec_probe, "probe", lambda *given: trained.append(given[-1]) or 0.75)
+    assert codec_probe.main(command) == 0 and trained == [1]
+    assert json.loads(file.read_text())["results"]["random"]["accuracy"] == [0.25, 0.75]
+    assert codec_probe.main([*command, "--epochs", "2"]) == 2
+    assert "results.json is of a run with" in capsys.readouterr().err
