@@ -41,7 +41,7 @@ test: test-new test-old
 # One thread a process, as many processes as cores; a file's tests stay together for their fixtures, and the files that
 # take longest go first.
 PYTEST := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --durations 15
-SUITE := tests/examples tests/conversion tests/test_hub_end_to_end.py tests/llava_vit_hf/test_compile.py tests
+SUITE := tests/test_published_thread.py tests/examples tests/conversion tests/test_hub_end_to_end.py tests/llava_vit_hf/test_compile.py tests
 
 test-new: $(NEW)/ready $(OLD)/ready
 	OMP_NUM_THREADS=1 LLAVA_VIT_OTHER_PYTHON=$(abspath $(OLD))/bin/python $(NEW)/bin/python $(PYTEST) \
