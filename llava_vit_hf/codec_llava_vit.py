@@ -21,15 +21,13 @@ import numpy as np
 import torch
 
 from .collation_llava_vit import Sample, kept_patches
-from .decoding_llava_vit import import_av, packet_sizes, stream_frames
+from .decoding_llava_vit import EXPORTING_CODECS, import_av, packet_sizes, stream_frames
 from .pixels_llava_vit import output_size, resized_size
 from .settings_llava_vit import LlavaViTSettings
 from .video_metadata_llava_vit import each_metadata, frame_numbers
 from .video_processing_llava_vit import PLAIN_SETTINGS, decode_video, frame_files, is_url, split_videos
 
 
-# FFmpeg's names of the codecs whose decoders export both vectors and quantisers.
-EXPORTING_CODECS = ("h264", "mpeg4")
 VECTORS, QUANTISERS = {"flags2": "+export_mvs"}, {"export_side_data": "venc_params"}
 # Every second frame is intra coded, so pairs of frames know nothing of each other; one thread, so that no machine
 # cuts them up otherwise.

@@ -29,6 +29,9 @@ SEEKABLE_CODECS = {"h264", "vp8", "vp9"}
 # FFmpeg's names of formats that hold no video but name other files, which it would open.
 PLAYLIST_FORMATS = {"concat", "concatf", "dash", "hls", "imf", "sdp", "webm_dash_manifest"}
 
+# FFmpeg's names of the codecs whose decoders export both motion vectors and quantisers.
+EXPORTING_CODECS = ("h264", "mpeg4")
+
 # Called with (sampled frames, height, width) before they are decoded; raises to refuse them.
 SizeCheck = Callable[[int, int, int], None]
 # From the times of all frames in seconds, `None` where they are unknown, to the indices of those that are sampled.
@@ -152,7 +155,8 @@ def stream_frames(path: Path, limits: LlavaViTSettings, options: dict[str, str])
     def frames() -> Iterator[Any]:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
+            # Frames that are decoded side by side get vectors of each other: other ones on every run.
+            stream.thread_type = "SLICE" if stream.codec_context.name in EXPORTING_CODECS else "AUTO"
             stream.codec_context.options = {**_pixel_limit(stream, limits), **options}
             for frame in _decodable_frames(av, container, lambda: _check_stream(path, stream, limits)):
                 check_pixels(f"videos ({path})", frame.height, frame.width, limits.max_image_pixels)

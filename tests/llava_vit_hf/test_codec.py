@@ -452,3 +452,12 @@ def test_frames_decoded_elsewhere_are_scored_as_what_they_are(clip):
 def test_a_video_at_an_address_is_to_be_downloaded_first():
     with pytest.raises(ValueError, match="Download the file, and pass its path"):
         codec_scores("https://127.0.0.1:9/clip.mp4", [0], PATCH)
+
+
+def test_vectors_are_those_of_their_frame_on_every_run(tmp_path):
+    """FFmpeg's frame threads mix the vectors of frames that they decode side by side, so that every run had others."""
+    ground = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+    video = np.stack([np.roll(ground, (3 * index, 5 * index), (0, 1)) for index in range(48)])
+    path = media.write_video(tmp_path / "long.mp4", video)
+    first, *others = (codec_scores(path, range(0, 48, 2), PATCH, codec_score="motion") for _ in range(4))
+    assert first.any() and all(np.array_equal(first, other) for other in others)
