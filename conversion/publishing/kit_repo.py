@@ -18,9 +18,11 @@ from conversion.publishing.one_commit import (
     Target,
     check_arguments,
     check_listing,
+    check_private,
     commit_files,
     nothing_to_propose,
     open_target,
+    repo_state,
     require_token,
 )
 from conversion.publishing.publish import PublishResult
@@ -97,7 +99,8 @@ def publish_kit(
     require_token()
     client = HubClient()
     client.api = DatasetApi()
-    before = _prepare_repo(client, repo_id, private)
+    before = repo_state(client, repo_id, None, private)
+    check_private(repo_id, before, private)
     deleted = _replaced(files, before)
     message = message or "Publish the conformance kit"
     if not create_pr:
@@ -110,18 +113,6 @@ def publish_kit(
     check_listing(client, repo_id, commit, before, files, deleted)
     _compare_with_download(client, repo_id, commit, files)
     return PublishResult(target.url, commit, commit, tuple(files), tuple(deleted), left_out)
-
-
-def _prepare_repo(client: HubClient, repo_id: str, private: bool) -> RepoState:
-    state = client.state(repo_id, None)
-    if state is None:
-        client.call(f"Creating {repo_id}", client.api.create_repo, repo_id, private=private or None, exist_ok=True)
-        state = client.state(repo_id, None)
-    if state is None:
-        raise PublishError(f"{repo_id} was created but is not to be seen. Check that the token may read it.")
-    if private and not state.private:
-        raise PublishError(f"{repo_id} exists and is public. Make it private in its settings, or drop --private.")
-    return state
 
 
 def _replaced(files: list[ModelFile], before: RepoState) -> list[str]:

@@ -49,6 +49,30 @@ def check_repo_id(repo_id: str) -> None:
         raise PublishInputError(f"{repo_id!r} is no repo id, expected user/name.")
 
 
+def repo_state(
+    client: HubClient, repo_id: str, revision: str | None, private: bool, read: Iterable[str] = ()
+) -> RepoState:
+    """The repo at a revision as `HubClient.state`, made if it does not exist.
+
+    Raises:
+        RevisionNotFoundError: if the repo has no such revision.
+        PublishError: if it cannot be made or seen.
+    """
+    state = client.state(repo_id, revision, read)
+    if state is None:
+        client.call(f"Creating {repo_id}", client.api.create_repo, repo_id, private=private or None, exist_ok=True)
+        state = client.state(repo_id, revision, read)
+    if state is None:
+        raise PublishError(f"{repo_id} was created but is not to be seen. Check that the token may read it.")
+    return state
+
+
+def check_private(repo_id: str, state: RepoState, private: bool) -> None:
+    """Raises a PublishError for a public repo that is to be private."""
+    if private and not state.private:
+        raise PublishError(f"{repo_id} exists and is public. Make it private in its settings, or drop --private.")
+
+
 def require_token() -> None:
     """Raises a PublishError that says how to get a token where there is none."""
     if get_token() is None:

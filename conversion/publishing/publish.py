@@ -59,11 +59,13 @@ from conversion.publishing.one_commit import (
     Target,
     check_arguments,
     check_listing,
+    check_private,
     check_repo_id,
     commit_files,
     is_pull_request,
     nothing_to_propose,
     open_target,
+    repo_state,
     require_token,
     stale_files,
 )
@@ -237,7 +239,7 @@ def _as_siblings(requests: Sequence[PublishRequest], plans: Sequence[PublishResu
 def card_of_folder(request: PublishRequest) -> str:
     """The card of a folder as for a new repo, without asking the Hub. Raises as `publish_folder`."""
     with _read(request, lambda line: None) as publication:
-        files, _ = _contents(publication, publication.request.revision, None)
+        files, *_ = _contents(publication, publication.request.revision, None)
         return files[-1].content.decode()
 
 
@@ -249,8 +251,7 @@ def _publish(publication: _Publication, say: Callable[[str], None]) -> PublishRe
     client = HubClient()
     state = _prepare_repo(client, publication)
     target = _open_target(client, publication, state)
-    files, deleted = _contents(publication, target.revision, state)
-    pin = CardRecord.read(files[-1].content.decode()).pin
+    files, deleted, pin = _contents(publication, target.revision, state)
     say(f"committing {len(files)} files to {target.url}")
     resume = f"publish to the revision {target.revision}"
     commit = commit_files(client, request.repo_id, target, state, files, deleted, _message(publication), resume)
@@ -305,11 +306,11 @@ def _plan(publication: _Publication) -> PublishResult:
         notes.append(f"the repo was not looked at, so its README and old files are not known: {error}")
     if state is not None:
         _check_repo(publication, state)
-    files, deleted = _contents(publication, "refs/pr/N" if request.create_pr else request.revision, state)
+    files, deleted, pin = _contents(publication, "refs/pr/N" if request.create_pr else request.revision, state)
     notes += _notes(publication, state)
     if request.create_pr:
         notes.append(f"the pull request's number goes into {CARD}, so its hash will be another")
-    url, pin = f"{constants.ENDPOINT}/{request.repo_id}", CardRecord.read(files[-1].content.decode()).pin
+    url = f"{constants.ENDPOINT}/{request.repo_id}"
     return PublishResult(url, None, pin, tuple(files), tuple(deleted), publication.model.left_out, tuple(notes))
 
 
@@ -318,28 +319,19 @@ def _prepare_repo(client: HubClient, publication: _Publication) -> RepoState:
     request = publication.request
     repo_id, revision = request.repo_id, request.revision
     try:
-        state = client.state(repo_id, revision, READ)
-        if state is None:
-            create = client.api.create_repo
-            client.call(f"Creating {repo_id}", create, repo_id, private=request.private or None, exist_ok=True)
-            state = client.state(repo_id, revision, READ)
+        state = repo_state(client, repo_id, revision, request.private, READ)
     except RevisionNotFoundError as error:
         if is_pull_request(revision):
             raise PublishError(f"{repo_id} has no pull request {revision}.") from error
         client.call(f"Creating branch {revision}", client.api.create_branch, repo_id, branch=revision, exist_ok=True)
-        state = client.state(repo_id, revision, READ)
-    if state is None:
-        raise PublishError(f"{repo_id} was created but is not to be seen. Check that the token may read it.")
+        state = repo_state(client, repo_id, revision, request.private, READ)
     _check_repo(publication, state)
     return state
 
 
 def _check_repo(publication: _Publication, state: RepoState) -> None:
     request, config = publication.request, publication.model.config
-    if request.private and not state.private:
-        raise PublishError(
-            f"{request.repo_id} exists and is public. Make it private in its settings, or drop --private."
-        )
+    check_private(request.repo_id, state, request.private)
     replaceable = state.model_type in (None, config["model_type"]) or (
         state.model_type in REPLACEABLE_MODELS
         and publication.model.layout == "dense"
@@ -411,8 +403,8 @@ def _load_back(
 
 def _contents(
     publication: _Publication, revision: str | None, state: RepoState | None
-) -> tuple[list[ModelFile], list[str]]:
-    """The files of the commit, of which the card is the last, and the paths that it deletes."""
+) -> tuple[list[ModelFile], list[str], str]:
+    """The files of the commit, of which the card is the last, the paths that it deletes, and what the card pins."""
     request, model = publication.request, publication.model
     there = None if request.remove_features else _features_there(state)
     if publication.features is not None:
@@ -430,7 +422,7 @@ def _contents(
     replaced = REPLACED
     if publication.features is not None or request.remove_features:
         replaced += tuple(f"{FEATURES_FOLDER}/{pattern}" for pattern in FEATURE_FILES)
-    return files, stale_files(state, files, replaced) if state is not None else []
+    return files, stale_files(state, files, replaced) if state is not None else [], pin
 
 
 def _sibling_there(state: RepoState | None, content: str) -> str | None:

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import subprocess
 from pathlib import Path
 
 import torch
@@ -12,6 +13,11 @@ from conversion.common.metrics import compare
 from conversion.common.model_folder import model_file_names, processor_sha256
 from conversion.source.peaked_weights import peaked_state_dict
 from tests.conversion.weights import tiny_config
+from tests.loopback_hub import LoopbackHub
+from tests.warm_python import REAL
+
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def converted_folder(folder: Path, layout: str = "dense", seed: int = 0, **request) -> Path:
@@ -90,6 +96,29 @@ def write_report(folder: Path, report: dict | None = None) -> Path:
 def verified_folder(folder: Path, layout: str = "dense", seed: int = 0, **request) -> Path:
     """A converted folder with a report that says PASS."""
     return write_report(converted_folder(folder, layout, seed, **request))
+
+
+PUBLISH_FEATURES = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from conversion.common.model_folder import PublishError
+from conversion.publishing.publish_features import publish_features
+try:
+    print(publish_features(Path(sys.argv[1]), sys.argv[2], create_pr="pr" in sys.argv[3:]))
+except PublishError as error:
+    sys.exit(f"refused: {{error}}")
+"""
+
+
+def push_features(hub: LoopbackHub, run: Path, repo_id: str, *options: str, token: str | None, code: int = 0) -> str:
+    """What publishing a run's features wrote; a token must be in none of it."""
+    command = [REAL, "-c", PUBLISH_FEATURES.format(root=str(ROOT)), str(run), repo_id, *options]
+    environment = hub.client_environment(run.parent / "cache", token)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
+    assert token is None or token not in done.stdout + done.stderr
+    return done.stdout + done.stderr
 
 
 def features_folder(folder: Path, **models: Path) -> Path:

@@ -25,6 +25,7 @@ from conversion.publishing.options import add_publish_arguments
 from conversion.publishing.publish import PublishRequest, PublishResult
 from tests.conversion.publishing.publishable import (
     features_folder,
+    push_features,
     report_of,
     sha256_of,
     verified_folder,
@@ -572,33 +573,12 @@ def test_calls_end_after_all_waits_and_lasting_errors_are_not_repeated():
     assert len(calls) == 4
 
 
-FEATURES = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from conversion.common.model_folder import PublishError
-from conversion.publishing.publish_features import publish_features
-try:
-    print(publish_features(Path(sys.argv[1]), sys.argv[2], create_pr="pr" in sys.argv[3:]))
-except PublishError as error:
-    sys.exit(f"refused: {{error}}")
-"""
-
-
 @pytest.fixture
 def pair(tmp_path):
     """A dense and a packing folder, and features of both."""
     dense = verified_folder(tmp_path / "dense")
     packing = verified_folder(tmp_path / "packing", "packing")
     return dense, packing, features_folder(tmp_path / "features", dense=dense, packing=packing)
-
-
-def push_features(hub, folder, *options, code=0):
-    command = [REAL, "-c", FEATURES.format(root=str(ROOT)), str(folder), REPO, *options]
-    environment = hub.client_environment(folder.parent / "cache", TOKEN)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 def card_and_pin(hub, repo_id=REPO, revision="main"):
@@ -665,7 +645,7 @@ def test_later_features_move_the_card_to_a_new_tag_and_the_old_one_stays(hub, pa
     dense, _, features = pair
     push(hub, dense)
     card, first = card_and_pin(hub)
-    said = push_features(hub, features)
+    said = push_features(hub, features, REPO, token=TOKEN)
     changed, second = card_and_pin(hub)
     assert second.startswith(f"{first}-") and said.startswith(f"{REPO}@{second} {hub.endpoint}/{REPO}/commit/")
     assert titles(hub)[0] == "Add features for verification"
@@ -678,9 +658,11 @@ def test_later_features_move_the_card_to_a_new_tag_and_the_old_one_stays(hub, pa
     # As if both had been published together.
     push(hub, dense, "--features", features)
     assert hub.repo(REPO).at(second) is hub.repo(REPO).at() and card_and_pin(hub)[1] == second
-    assert "nothing to propose" in push_features(hub, features, "pr", code=1)
+    assert "nothing to propose" in push_features(hub, features, REPO, "pr", token=TOKEN, code=1)
     (features / "report.txt").write_text("other")
-    assert push_features(hub, features, "pr").startswith(f"{REPO}@refs/pr/1 {hub.endpoint}/{REPO}/discussions/1")
+    assert push_features(hub, features, REPO, "pr", token=TOKEN).startswith(
+        f"{REPO}@refs/pr/1 {hub.endpoint}/{REPO}/discussions/1"
+    )
     assert card_and_pin(hub, revision="refs/pr/1")[1] == "refs/pr/1" and card_and_pin(hub)[1] == second
 
 

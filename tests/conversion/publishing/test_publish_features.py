@@ -1,33 +1,17 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """Features go beside a published model as the model itself does: one commit or none, with retries and a check."""
 
-import subprocess
-from pathlib import Path
-
 import pytest
 
 from conversion.common.model_folder import PublishInputError, read_model_folder
 from conversion.publishing.card_features import CardRecord
 from conversion.publishing.model_card import render_card
 from conversion.publishing.publish_features import MESSAGE, publish_features
-from tests.conversion.publishing.publishable import features_folder, verified_folder
+from tests.conversion.publishing.publishable import features_folder, push_features, verified_folder
 from tests.loopback_hub import LoopbackHub
-from tests.warm_python import REAL
 
 
-ROOT = Path(__file__).resolve().parents[3]
 TOKEN, REPO = "hf_writer_secret", "user/model"
-PUBLISH = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from conversion.common.model_folder import PublishError
-from conversion.publishing.publish_features import publish_features
-try:
-    print(publish_features(Path(sys.argv[1]), sys.argv[2], create_pr="pr" in sys.argv[3:]))
-except PublishError as error:
-    sys.exit(f"refused: {{error}}")
-"""
 SENT = {"metadata.json", "report.json", "features_hf.npz", "features_packing.npz"}
 
 
@@ -60,13 +44,9 @@ def run(tmp_path, model):
 
 
 def publish(hub, run, *options, repo=REPO, token=TOKEN, code=0):
-    """What was written; the token must be in none of it."""
-    command = [REAL, "-c", PUBLISH.format(root=str(ROOT)), str(run), repo, *options]
-    environment = hub.client_environment(run.parent / "cache", token)
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
-    assert done.returncode == code and "Traceback" not in done.stderr, done.stdout + done.stderr
-    assert TOKEN not in done.stdout + done.stderr
-    return done.stdout + done.stderr
+    out = push_features(hub, run, repo, *options, token=token, code=code)
+    assert TOKEN not in out
+    return out
 
 
 def titles(hub, revision="main"):
