@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import BatchFeature
 
-from .grid_llava_vit import check_integers, cumulative_lengths, grid_positions, patch_view
+from .grid_llava_vit import check_integers, cumulative_lengths, frame_positions, patch_view
 from .inputs_llava_vit import sample_lengths
-from .pixels_llava_vit import mean_and_std, write_pixels
+from .pixels_llava_vit import empty_pixels, mean_and_std, write_pixels
 from .settings_llava_vit import LlavaViTSettings
 
 
@@ -49,7 +49,8 @@ class Sample:
 
     def positions(self, patch_size: int) -> torch.Tensor:
         """`(t, h, w)` of the patches that are kept, `(K, 3)`."""
-        positions = grid_positions([self.grid(patch_size)], [self.times])
+        frames, rows, columns = self.grid(patch_size)
+        positions = frame_positions(torch.arange(frames) if self.times is None else self.times, rows, columns)
         return positions if self.kept is None else positions[self.kept]
 
 
@@ -100,7 +101,7 @@ def _pack(samples: list[Sample], settings: LlavaViTSettings, device: torch.devic
     patch = settings.patch_size
     positions = [sample.positions(patch) for sample in samples]
     lengths = [len(rows) for rows in positions]
-    pixel_values = torch.empty(sum(lengths), 3, patch, patch, device=device)
+    pixel_values = empty_pixels((sum(lengths), 3, patch, patch), device)
     scale, start = mean_and_std(settings, device), 0
     for patches in (patches for sample in samples for patches in _kept_per_frame(sample, patch)):
         end = start + patches.shape[:2].numel()
@@ -131,7 +132,7 @@ def _stack(samples: list[Sample], settings: LlavaViTSettings, device: torch.devi
             "resize, or make one call per size, or use the packing model."
         )
     frames, height, width = sizes[0]
-    pixel_values = torch.empty(len(samples), 3, frames, height, width, device=device)
+    pixel_values = empty_pixels((len(samples), 3, frames, height, width), device)
     scale = mean_and_std(settings, device)
     for index, sample in enumerate(samples):
         for time, frame in enumerate(sample.frames):

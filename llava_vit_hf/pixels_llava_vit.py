@@ -7,6 +7,7 @@ functions, which gives their bits, where they end up, a few rows at a time.
 
 import base64
 import io
+import math
 import struct
 from pathlib import Path
 from typing import Any
@@ -29,8 +30,10 @@ DOWNLOAD_SECONDS = 60
 TORCH_FILTERS = {PILImageResampling.BILINEAR: "bilinear", PILImageResampling.BICUBIC: "bicubic"}
 # What was warned of.
 _WARNED: list[str] = []
-# Values that are normalized in one go; what that takes stays in the caches.
-PIXELS_AT_ONCE = 2**17
+# Values that are normalized in one go: few enough for the caches, and enough for the threads.
+PIXELS_AT_ONCE = 2**20
+# From this size on numpy asks for huge pages.
+HUGE_BYTES = 2**22
 # What Pillow raises for damaged files of the formats it reads.
 DAMAGED_IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error)
 
@@ -340,6 +343,15 @@ def mean_and_std(settings: LlavaViTSettings, device: torch.device | str | None) 
     """What is subtracted and divided by, `(3, 1, 1)` float32 each."""
     values = (settings.image_mean, settings.image_std)
     return tuple(torch.tensor(value, dtype=torch.float32, device=device).expand(3).view(3, 1, 1) for value in values)
+
+
+def empty_pixels(shape: tuple[int, ...], device: torch.device | str | None) -> torch.Tensor:
+    """Room for float32 pixels; `None` is PyTorch's default device."""
+    device = torch.get_default_device() if device is None else torch.device(device)
+    if device.type == "cpu" and 4 * math.prod(shape) >= HUGE_BYTES:
+        # numpy asks Linux for huge pages, PyTorch does not, and clearing small ones takes longer than normalizing.
+        return torch.from_numpy(np.empty(shape, np.float32))
+    return torch.empty(shape, device=device)
 
 
 def write_pixels(
