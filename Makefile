@@ -82,7 +82,7 @@ $(WITH)-4/ready: $(WITH)-5/ready
 	$(PYTHON) -m venv $(@D)
 	$(WITH)-5/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > \
 	    "$$($(@D)/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))")/torchvision.pth"
-	$(@D)/bin/python -m pip install --quiet "transformers>=4.57,<5"
+	$(@D)/bin/python -m pip install --quiet "transformers>=4.57,<5" -r requirements.txt -r requirements-dev.txt
 	touch $@
 
 SECONDS ?= 60

@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from llava_vit_hf import LlavaViTPackingConfig, LlavaViTPackingModel
-from tests.benchmarks import cost_growth, cuda_speed, forward_speed, speed
+from tests.benchmarks import codec, cost_growth, cuda_speed, forward_speed, speed
 
 
 TINY = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 128}
@@ -69,3 +69,12 @@ def test_cuda_part_runs_on_any_device(monkeypatch):
 def test_cuda_part_says_why_it_is_left_out(capsys):
     assert cuda_speed.cuda_ratios() == []
     assert "there is no CUDA device" in capsys.readouterr().out
+
+
+def test_codec_part_scores_every_clip(tmp_path, capsys):
+    clip = codec.write_clip(tmp_path / "clip.mp4", 160, 128, 1)
+    long = codec.repeated(tmp_path / "long.mp4", clip, 3)
+    assert [codec.decoded(path) for path in (clip, long)] == [codec.RATE, 3 * codec.RATE]
+    assert codec.main([str(long), "--rounds", "1", "--scores", "motion,bits"]) == 0
+    row = capsys.readouterr().out.splitlines()[-1]
+    assert row.startswith("| long |") and row.count("|") == 5
