@@ -77,6 +77,7 @@ def test_folders_cross_the_majors_both_ways(layout, other_python, tmp_path):
             actual = [*(arrays[f"arr_{index}"] for index in range(len(expected) - 1)), arrays["pooled"]]
         for mine, reference in zip(actual, expected, strict=True):
             assert mine.shape == reference.shape
-            assert np.abs(mine - reference).max() <= 1e-6
+            # A matrix product may round by where its weights lie in memory, which differs between processes.
+            assert np.abs(mine - reference).max() <= 1e-6 * max(1, np.abs(reference).max())
     config = json.loads((tmp_path / f"{layout}_there_again" / "config.json").read_text())
     assert set(config["auto_map"]) == {"AutoConfig", "AutoModel"}
