@@ -24,12 +24,14 @@ from conversion.verification.loaded_model import ModelUnderTest
 
 DEFAULT_FRAMES = 8
 EXACT = Bounds(max_abs=0.0)
-DEFAULT_IMAGE = Case(
-    "processor_image", "an image of 640x500 with the processor's settings as saved", (image_sample(500, 640, 8.0),)
+IMAGE_INPUT = Case(
+    "processor_image",
+    "an image of 640x500 with the processor's settings as saved, and with native_resolution switched",
+    (image_sample(500, 640, 8.0),),
 )
-DEFAULT_CLIP = Case(
+CLIP_INPUT = Case(
     "processor_clip",
-    f"{DEFAULT_FRAMES} of a clip's 20 frames, sampled as saved, at native resolution",
+    f"{DEFAULT_FRAMES} of a clip's 20 frames, with the processor's settings as saved and native_resolution switched",
     (clip_sample(61, 94, phase=2.5, frames=20),),
 )
 
@@ -53,39 +55,68 @@ def epsilon_reasons(folder: Path, config: SourceConfig) -> tuple[list[str], list
     return reasons, [f"{name} {value!r}" for name, value in found.items()]
 
 
-def default_image_comparisons(model: ModelUnderTest, stored: dict) -> list[tuple[str, Comparison, Bounds]]:
-    """Pixels of an image through the processor as it is saved: native for packing, CLIP's preprocessing for dense.
+def image_comparisons(model: ModelUnderTest, stored: dict) -> list[tuple[str, Comparison, Bounds]]:
+    """Pixels of an image through the processor, in every mode.
 
     Args:
         stored: the source's own processor configuration, whose resizing is to be kept; empty for the default.
     """
-    image = DEFAULT_IMAGE.samples[0].frames[0]
-    inputs = model.processor(images=[image])
-    if model.is_packing:
-        grid = tuple(inputs["grid_thw"][0].tolist())
-        actual = unpack_patches(inputs["pixel_values"], grid, model.patch_size)[:, 0]
-        expected = whole_patches(normalize(image).permute(2, 0, 1), model.patch_size)
-    else:
-        actual = inputs["pixel_values"][0]
-        expected = clip_preprocessing(image, *_resize_and_crop(stored, model.model.config.image_size))
-    return [("pixel_values", compare(actual, expected), PIXELS)]
+    image = IMAGE_INPUT.samples[0].frames[0]
+    found = []
+    for name, switch, native in _modes(model):
+        inputs = model.processor(images=[image], **switch)
+        actual = _frames(model, inputs)[:, 0]
+        expected = _expected_frames(model, stored, image[None], native)[:, 0]
+        found.append((f"pixel_values{name}", compare(actual, expected), PIXELS))
+    return found
 
 
-def default_clip_comparisons(model: ModelUnderTest) -> list[tuple[str, Comparison, Bounds]]:
-    """Which frames of a clip are sampled, and where they are put, against both worked out here."""
-    frames = DEFAULT_CLIP.samples[0].frames
-    inputs = model.processor(videos=[frames], native_resolution=True, num_frames=DEFAULT_FRAMES)
+def clip_comparisons(model: ModelUnderTest, stored: dict) -> list[tuple[str, Comparison, Bounds]]:
+    """Which frames of a clip are sampled, and where they are put, in every mode, against both worked out here.
+
+    Args:
+        stored: as for `image_comparisons`.
+    """
+    frames = CLIP_INPUT.samples[0].frames
     sample = Sample(frames[np.linspace(0, len(frames) - 1, DEFAULT_FRAMES, dtype=int)], is_clip=True)
-    positions, pixels = inputs["patch_positions"].reshape(-1, 3), inputs["pixel_values"]
-    if model.is_packing:
-        pixels = unpack_patches(pixels, sample.grid(model.patch_size), model.patch_size)
-    else:
-        pixels = whole_patches(pixels[0], model.patch_size)
-    expected = whole_patches(sample.pixels(), model.patch_size)
+    found = []
+    for name, switch, native in _modes(model):
+        inputs = model.processor(videos=[frames], num_frames=DEFAULT_FRAMES, **switch)
+        expected = _expected_frames(model, stored, sample.frames, native)
+        rows, columns = (side // model.patch_size for side in expected.shape[-2:])
+        places = np.stack(np.meshgrid(sample.times, range(rows), range(columns), indexing="ij"), axis=-1)
+        positions = inputs["patch_positions"].reshape(-1, 3)
+        found.append((f"pixel_values{name}", compare(_frames(model, inputs), expected), PIXELS))
+        found.append((f"patch_positions{name}", compare(positions, places.reshape(-1, 3)), EXACT))
+    return found
+
+
+def _modes(model: ModelUnderTest) -> list[tuple[str, dict, bool]]:
+    """The processor as it is saved, and switched: what arrays of a mode are called, its argument, whether it keeps an
+    image's size. A packing repo does so as saved, a dense one does not."""
+    switched = not model.is_packing
     return [
-        ("pixel_values", compare(pixels, expected), PIXELS),
-        ("patch_positions", compare(positions, sample.positions(model.patch_size)), EXACT),
+        ("", {}, model.is_packing),
+        (f", native_resolution={switched}", {"native_resolution": switched}, switched),
     ]
+
+
+def _frames(model: ModelUnderTest, inputs: dict) -> torch.Tensor:
+    """Pixels `(3, T, H, W)` of the one sample that inputs hold, in whole patches."""
+    pixels = inputs["pixel_values"]
+    if model.is_packing:
+        return unpack_patches(pixels, tuple(inputs["grid_thw"][0].tolist()), model.patch_size)
+    return whole_patches(pixels[0] if pixels.ndim == 5 else pixels[0][:, None], model.patch_size)
+
+
+def _expected_frames(model: ModelUnderTest, stored: dict, frames: np.ndarray, native: bool) -> torch.Tensor:
+    """What the processor should make of `(T, H, W, 3)` uint8: `(3, T, H', W')`, in whole patches."""
+    if native:
+        pixels = [normalize(frame).permute(2, 0, 1) for frame in frames]
+    else:
+        sizes = _resize_and_crop(stored, model.model.config.image_size)
+        pixels = [clip_preprocessing(frame, *sizes) for frame in frames]
+    return whole_patches(torch.stack(pixels, dim=1), model.patch_size)
 
 
 def whole_patches(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:

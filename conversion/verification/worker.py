@@ -41,11 +41,11 @@ from conversion.verification.double_precision import in_double  # noqa: E402
 from conversion.verification.faults import DTYPE_OF_KIND, FAULTS, LEAK_CASE, Fault  # noqa: E402
 from conversion.verification.findings import Finding, outcome_of, sound  # noqa: E402
 from conversion.verification.folder_checks import (  # noqa: E402
-    DEFAULT_CLIP,
-    DEFAULT_IMAGE,
-    default_clip_comparisons,
-    default_image_comparisons,
+    CLIP_INPUT,
+    IMAGE_INPUT,
+    clip_comparisons,
     epsilon_reasons,
+    image_comparisons,
 )
 from conversion.verification.judging import (  # noqa: E402
     FLOAT64,
@@ -258,13 +258,10 @@ def try_faults(
 def check_processor(job: Job, model: ModelUnderTest) -> list[Finding]:
     """The processor as it is saved: resizing, cropping, and the sampling of frames."""
     findings = []
-    for case, compared in (
-        (DEFAULT_IMAGE, lambda: default_image_comparisons(model, job.source_processor)),
-        (DEFAULT_CLIP, lambda: default_clip_comparisons(model)),
-    ):
+    for case, compared in ((IMAGE_INPUT, image_comparisons), (CLIP_INPUT, clip_comparisons)):
         started = time.monotonic()
         metrics, reasons = {}, []
-        for name, comparison, bounds in compared():
+        for name, comparison, bounds in compared(model, job.source_processor):
             metrics[name] = {**comparison.to_dict(), "bounds": bounds.to_dict()}
             reasons += [f"{name}: {reason}" for reason in bounds.check(comparison)]
         judgement = Judgement(metrics, reasons, reasons[0].split(":")[0] if reasons else None)

@@ -194,6 +194,27 @@ MUTATIONS = (
     Mutation("wrong_mean", _SHIPPED, "list(OPENAI_CLIP_MEAN) if", "[0.485, 0.456, 0.406] if"),
     Mutation("wrong_std", _SHIPPED, "list(OPENAI_CLIP_STD) if", "[0.229, 0.224, 0.225] if", "packing"),
     Mutation("bilinear_resizing", _SHIPPED, "= PILImageResampling.BICUBIC", "= PILImageResampling.BILINEAR"),
+    # Only a switch that a packing repo is not saved with shows it there.
+    Mutation(
+        "bilinear_resizing_in_packing",
+        _SHIPPED,
+        "= PILImageResampling.BICUBIC",
+        "= PILImageResampling.BILINEAR",
+        "packing",
+    ),
+    Mutation(
+        "crop_shifted_in_packing",
+        _SHIPPED,
+        "return center_crop(array, crop, input_data_format=ChannelDimension.LAST)",
+        "return center_crop(np.roll(array, 1, axis=0), crop, input_data_format=ChannelDimension.LAST)",
+        "packing",
+    ),
+    Mutation(
+        "whole_patches_of_the_other_end_in_dense",
+        _SHIPPED,
+        "array = array[: rows * settings.patch_size, : columns * settings.patch_size]",
+        "array = array[-rows * settings.patch_size :, : columns * settings.patch_size]",
+    ),
     Mutation(
         "bgr",
         _SHIPPED,

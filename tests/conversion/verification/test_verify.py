@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -120,6 +121,23 @@ def test_changed_weights_code_and_epsilon_fail_and_are_located(tmp_path, weights
     )
     with pytest.raises(VerificationError, match=r"is FAIL:\n  epsilons .*\n  image_448 .float64.: hidden_states.2."):
         check_verdict(report, "x")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout, switch", [("packing", "native_resolution=False"), ("dense", "")])
+def test_a_switch_of_the_processor_that_is_not_set_is_checked_too(tmp_path, weights, layout, switch):
+    folder = convert(weights, tmp_path / "out", layout)
+    path = folder / "preprocessor_config.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps(saved | {"resample": PIL.Image.Resampling.BILINEAR}))
+    report = verify(folder, weights)
+    assert report["verdict"] == FAIL and cases(report, FAIL) == {"processor_image", "processor_clip"}
+    (image,) = (case for case in report["cases"] if case["name"] == "processor_image")
+    assert image["first_diverging"] == "pixel_values" + f", {switch}" * bool(switch)
+    wrong = {
+        name for name, metrics in image["arrays"].items() if name != "hidden_states" and metrics["max_abs"] > 1e-6
+    }
+    assert wrong == {image["first_diverging"]}
 
 
 @pytest.mark.long
