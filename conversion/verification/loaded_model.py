@@ -37,16 +37,22 @@ class ModelUnderTest:
     Args:
         folder: the model folder; its code is executed.
         dtype: what the weights are loaded as.
+        device: where the model and its inputs are put.
     """
 
-    def __init__(self, folder: Path, dtype: torch.dtype, attn_implementation: str):
+    def __init__(self, folder: Path, dtype: torch.dtype, attn_implementation: str, device: str = "cpu"):
         self.processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
         self.model = AutoModel.from_pretrained(
             folder, trust_remote_code=True, dtype=dtype, attn_implementation=attn_implementation
         )
-        self.model.eval().requires_grad_(False)
+        self.model.eval().requires_grad_(False).to(device)
+        self.call = self.model
         self.patch_size = self.model.config.patch_size
         self.is_packing = self.model.config.model_type == "llava_vit_packing"
+
+    def compile(self) -> None:
+        """Runs the model compiled from now on. What is planted in `model` is seen, and compiled anew."""
+        self.call = torch.compile(self.model, dynamic=True)
 
     @torch.no_grad()
     def run(
@@ -75,8 +81,11 @@ class ModelUnderTest:
         )
 
     def _forward(self, **inputs) -> dict:
-        pixels = inputs.pop("pixel_values").to(self.model.dtype)
-        return self.model(pixels, output_hidden_states=True, **inputs)
+        pixels = inputs.pop("pixel_values").to(self.model.device, self.model.dtype)
+        moved = {
+            name: value.to(self.model.device) for name, value in inputs.items() if isinstance(value, torch.Tensor)
+        }
+        return self.call(pixels, output_hidden_states=True, **{**inputs, **moved})
 
     def _run_one(self, sample: Sample, edit_positions) -> SampleOutput:
         inputs = self.processed((sample,))
@@ -192,15 +201,15 @@ def _sample_output(pixels, output, rows: slice, sample: int, batched: bool) -> S
 def oracle_outputs(oracle, case: Case, patch_size: int):
     """What the oracle makes of each sample of a case, one after another."""
     for sample in case.samples:
-        dtype = oracle.conv1.weight.dtype
+        weight = oracle.conv1.weight
         pixels = sample.pixels()
         if sample.kept is None:
-            output = oracle(pixels.to(dtype), positions=sample.positions(patch_size))
+            output = oracle(pixels.to(weight), positions=sample.positions(patch_size))
         else:
             context = torch.zeros(3, CONTEXT_FRAMES, *pixels.shape[-2:])
             context[:, sample.times] = pixels
             indices = context_indices(sample, patch_size)
-            output = oracle(context.to(dtype), visible_indices=indices)
+            output = oracle(context.to(weight), visible_indices=indices)
         _, rows, columns = sample.grid(patch_size)
         yield SampleOutput(
             pixels=pixels[..., : rows * patch_size, : columns * patch_size],

@@ -91,6 +91,16 @@ def failures(report: dict) -> list[str]:
     return lines + report.get("diagnosis", [])
 
 
+def compare_files(mine: dict, published: dict) -> list[str]:
+    """How the files of a model differ from those that a published verification names."""
+    ours, theirs = mine["model"]["files"], published["model"]["files"]
+    return [
+        f"{name}: sha256 is {ours.get(name, 'absent')}, published is {theirs.get(name, 'absent')}"
+        for name in sorted(ours.keys() | theirs.keys())
+        if ours.get(name) != theirs.get(name)
+    ]
+
+
 def compare_reports(mine: dict, published: dict) -> list[str]:
     """How a repeated verification differs from the published one; empty if it confirms it.
 
@@ -101,12 +111,8 @@ def compare_reports(mine: dict, published: dict) -> list[str]:
     differences = []
     if mine["verdict"] != published["verdict"]:
         differences.append(f"the verdict is {mine['verdict']}, published is {published['verdict']}")
-    ours, theirs = mine["model"]["files"], published["model"]["files"]
-    differences += [
-        f"{name}: sha256 is {ours.get(name, 'absent')}, published is {theirs.get(name, 'absent')}"
-        for name in sorted(ours.keys() | theirs.keys())
-        if ours.get(name) != theirs.get(name)
-    ]
+    ours = mine["model"]["files"]
+    differences += compare_files(mine, published)
     made, stated = mine["source"]["sha256"], published["source"]["sha256"]
     # Weights taken from the folder itself say nothing about its source.
     if set(made.values()) != set(stated.values()) and not set(made.values()) <= set(ours.values()):

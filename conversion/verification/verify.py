@@ -11,6 +11,8 @@ import platform
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -28,6 +30,7 @@ from conversion.common.json_files import read_json_object
 from conversion.common.model_folder import model_file_names
 from conversion.common.report_schema import FAIL, INCONCLUSIVE, PASS, PEAKED, REPORTED, SCHEMA_VERSION
 from conversion.source.peaked_weights import peaked_state_dict
+from conversion.verification.backends import Backend, peaked_rows, verdict_of_rows
 from conversion.verification.faults import DTYPE_OF_KIND
 
 
@@ -84,12 +87,54 @@ def verify_folder(request: VerificationRequest) -> dict:
         },
         "source": describe_source(request.source),
         "taken_on_trust": taken_on_trust(request.source),
-        "environment": environment(request.attn_implementation),
+        "environment": environment() | {"device": "cpu", "attn_implementation": request.attn_implementation},
         "margins": margins(outcome),
         **outcome,
     }
     report["seconds"] = round((datetime.now(UTC) - started).total_seconds(), 1)
     return report
+
+
+def verify_backends(request: VerificationRequest, backends: Sequence[Backend], oracle_device: str = "cpu") -> dict:
+    """Verifies a folder on other devices, in other dtypes and with other implementations of attention.
+
+    Args:
+        request: of which `attn_implementation` and `time_budget` are not used.
+        backends: at least one; those that this machine lacks get a row that says why.
+        oracle_device: where the oracle computes, in float32 and, for the bounds, in the backends' dtypes.
+
+    Returns:
+        `verdict`, `backends` with a row each, `bounds`, `model`, `source`, `notes` and `environment`, as in a report.
+
+    Raises:
+        CheckpointError, VerificationError: as `verify_folder`.
+    """
+    started = datetime.now(UTC)
+    converted = open_folder(request)
+    outcome = run_worker(request, resolve_dtype(converted, None), backends=backends, oracle_device=oracle_device)
+    rows = outcome["backends"]
+    hiding = [backend for backend, row in zip(backends, rows, strict=True) if row["result"] == INCONCLUSIVE]
+    if hiding:
+        with peaked_folder(request, converted.layout) as peaked:
+            on_peaked = run_worker(peaked, torch.float32, [], backends=hiding, oracle_device=oracle_device)
+        outcome["backends"] = rows = peaked_rows(rows, on_peaked["backends"])
+        outcome["notes"].append(
+            "Where these weights hide faults (attention is too flat), the faults and the model's numbers beside them "
+            "are those on random weights of the same configuration with peaked attention."
+        )
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": verdict_of_rows(rows),
+        "created": started.isoformat(timespec="seconds"),
+        "model": {
+            "layout": converted.layout,
+            "config": converted.config,
+            "files": folder_hashes(request.folder),
+        },
+        "source": describe_source(request.source),
+        "environment": environment() | {"oracle_device": oracle_device, **outcome.pop("device_names")},
+        **outcome,
+    }
 
 
 def diagnose_folder(request: VerificationRequest) -> list[str]:
@@ -119,6 +164,8 @@ def run_worker(
     stored_dtype: torch.dtype,
     only_controls: list[str] | None = None,
     only_diagnosis: bool = False,
+    backends: Sequence[Backend] = (),
+    oracle_device: str = "cpu",
 ) -> dict:
     """Runs `worker.py` in a process of its own, which opens the source anew, and returns what it found.
 
@@ -136,6 +183,8 @@ def run_worker(
         "time_budget": request.time_budget,
         "only_controls": only_controls,
         "only_diagnosis": only_diagnosis,
+        "backends": [asdict(backend) for backend in backends],
+        "oracle_device": oracle_device,
         "parent": os.getpid(),
     }
     root = Path(__file__).resolve().parents[2]
@@ -163,12 +212,8 @@ def decide_on_peaked_weights(request: VerificationRequest, layout: str, hidden: 
 
     The peaked model is converted like the real one and must itself agree with the oracle, case by case.
     """
-    with tempfile.TemporaryDirectory() as scratch:
-        weights, folder = Path(scratch) / "peaked.safetensors", Path(scratch) / "peaked_model"
-        safetensors.torch.save_file(peaked_state_dict(request.source.config), weights)
-        source = Source(read_checkpoint(weights), request.source.config)
-        convert_folder(ConversionRequest(str(weights), layout, folder), source=source)
-        peaked = run_worker(replace(request, folder=folder, source=source), torch.float32, only_controls=hidden)
+    with peaked_folder(request, layout) as on_peaked:
+        peaked = run_worker(on_peaked, torch.float32, only_controls=hidden)
     found = {control["name"]: control for control in peaked["controls"]}
     outcome["controls"] = [found.get(control["name"], control) for control in outcome["controls"]]
     outcome["cases"] += [{**case, "name": f"{PEAKED}{case['name']}"} for case in peaked["cases"]]
@@ -176,6 +221,17 @@ def decide_on_peaked_weights(request: VerificationRequest, layout: str, hidden: 
         f"The weights hide {', '.join(hidden)} (attention is too flat), so random weights of the same configuration "
         "with peaked attention were converted and checked for them."
     )
+
+
+@contextmanager
+def peaked_folder(request: VerificationRequest, layout: str) -> Iterator[VerificationRequest]:
+    """The same request for a model of peaked random weights of the same configuration, converted like the real one."""
+    with tempfile.TemporaryDirectory() as scratch:
+        weights, folder = Path(scratch) / "peaked.safetensors", Path(scratch) / "peaked_model"
+        safetensors.torch.save_file(peaked_state_dict(request.source.config), weights)
+        source = Source(read_checkpoint(weights), request.source.config)
+        convert_folder(ConversionRequest(str(weights), layout, folder), source=source)
+        yield replace(request, folder=folder, source=source)
 
 
 def verdict_of(outcome: dict) -> str:
@@ -245,13 +301,11 @@ def folder_hashes(folder: Path) -> dict[str, str]:
     return {name: sha256_of_file(Path(folder) / name) for name in model_file_names(Path(folder))}
 
 
-def environment(attn_implementation: str) -> dict:
+def environment() -> dict:
     packages = ("torch", "transformers", "huggingface_hub", "safetensors", "numpy")
     return {
         "python": platform.python_version(),
         **{package: version(package) for package in packages},
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": "cpu",
         "threads": torch.get_num_threads(),
-        "attn_implementation": attn_implementation,
     }

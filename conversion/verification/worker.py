@@ -11,7 +11,6 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +26,8 @@ from conversion.common.files import write_atomically  # noqa: E402
 from conversion.common.json_files import read_json_object  # noqa: E402
 from conversion.common.metrics import Bounds, compare  # noqa: E402
 from conversion.source.encoder import SourceConfig, SourceEncoder  # noqa: E402
+from conversion.verification.backend_checks import BackendChecks, check_backends  # noqa: E402
+from conversion.verification.backends import Backend, label_of  # noqa: E402
 from conversion.verification.cases import (  # noqa: E402
     IMAGE,
     MIXED,
@@ -53,8 +54,7 @@ from conversion.verification.judging import (  # noqa: E402
     REPORTED,
     Judgement,
     float32_bounds,
-    judge,
-    measure,
+    judge_outputs,
     summary_of_bounds,
     uniform_bounds,
 )
@@ -105,7 +105,7 @@ def open_job(request: dict) -> Job:
     Args:
         request: `folder`, `weights`, `prefix`, `source_config`, `stored_dtype`, `attn_implementation`, `time_budget`,
             `parent`, and `only_controls`, names of the faults to try, or None for the whole verification. `main` reads
-            `only_diagnosis` beside them.
+            `only_diagnosis`, `backends` and `oracle_device` beside them.
     """
     folder, only = Path(request["folder"]), request["only_controls"]
     config = SourceConfig(**request["source_config"])
@@ -113,7 +113,7 @@ def open_job(request: dict) -> Job:
     weights = oracle_weights(checkpoint, getattr(torch, request["stored_dtype"]))
     cases = {case.name: case for case in build_cases(config.patch_size)}
     faults = tuple(fault for fault in FAULTS if only is None or fault.name in only)
-    total = len(faults) + (len(cases) + 9 if only is None else 5)
+    total = len(request["backends"]) or len(faults) + (len(cases) + 9 if only is None else 5)
     name = folder.name.lstrip(".").split(".partial")[0]
     return Job(
         folder=folder,
@@ -160,6 +160,21 @@ def run(job: Job) -> dict:
     return outcome | {"notes": [STOPPED], "bounds": judged_by, "diagnosis": diagnose(job)}
 
 
+def run_on_backends(job: Job, backends: list[Backend], oracle_device: str) -> dict:
+    """A row per backend; the device's name is found here, where the folder's code runs anyway."""
+
+    def told(row: dict) -> None:
+        job.bar.set_postfix_str(f"{label_of(row)} {row['result']}")
+        job.bar.update()
+
+    job.bar.set_postfix_str(f"oracle on {oracle_device}")
+    checks = BackendChecks(job.folder, job.oracle.to(oracle_device), job.cases)
+    rows, notes = check_backends(checks, backends, "converted" if job.whole else "peaked", told)
+    kinds = {torch.device(row["device"]) for row in rows if row["cases"]}
+    names = {str(kind): torch.cuda.get_device_name(kind) for kind in kinds if kind.type == "cuda"}
+    return {"backends": rows, "notes": notes, "device_names": names}
+
+
 def diagnose(job: Job) -> list[str]:
     """As `diagnose_model`."""
     job.bar.set_postfix_str("naming the fault")
@@ -199,7 +214,7 @@ def run_float64(job: Job, model: ModelUnderTest, passing: bool) -> tuple[list[Fi
             started = time.monotonic()
             expected[name] = job.expected(name)
             bounds = uniform_bounds(expected[name][0].arrays(), FLOAT64)
-            judgement = judge_case(model.run(job.cases[name]), expected[name], bounds)
+            judgement = judge_outputs(model.run(job.cases[name]), expected[name], bounds)
             findings.append(found(job, started, job.cases[name], "float64", judgement))
         if passing and sound(findings):
             findings += try_faults(job, model, "numeric", expected, bounds)
@@ -229,7 +244,7 @@ def run_float32(
         started = time.monotonic()
         outputs = expected_image if name == IMAGE else job.expected(name)
         actual = model.run(job.cases[name])
-        judgement = judge_case(actual, outputs, bounds)
+        judgement = judge_outputs(actual, outputs, bounds)
         findings.append(found(job, started, job.cases[name], "float32", judgement))
         if name == IMAGE:
             image = actual
@@ -250,7 +265,7 @@ def try_faults(
             outputs = model.run(case, edit_positions=fault.edit_positions, leak=fault.leak)
         # Of a leak the first image is judged, that of the image case; the second is there to be leaked.
         outputs, reference = (outputs[:1], IMAGE) if fault.leak else (outputs, fault.case)
-        judgement = judge_case(outputs, expected[reference], bounds)
+        judgement = judge_outputs(outputs, expected[reference], bounds)
         findings.append(found(job, started, case, DTYPE_OF_KIND[kind], judgement, fault=fault))
     return findings
 
@@ -287,7 +302,7 @@ def check_reload(job: Job, first: ModelUnderTest, image: list[SampleOutput]) -> 
             folder, notes = job.folder, ("loaded twice, not saved again: temporary space is short",)
         second = ModelUnderTest(folder, torch.float32, job.attn_implementation)
         bounds = dict.fromkeys(image[0].arrays(), Bounds(max_abs=0.0))
-        judgement = judge_case(second.run(case), image, bounds)
+        judgement = judge_outputs(second.run(case), image, bounds)
         # A mapped file in a folder that is about to go.
         del second
     case = Case("reload", "saved again and loaded from there: the same bits", case.samples, notes)
@@ -299,7 +314,7 @@ def run_multi(job: Job, model: ModelUnderTest, bounds: dict[str, Bounds], image_
     started = time.monotonic()
     case = multi_case(job.config.patch_size, multi_scale(job, image_seconds))
     expected = oracle_outputs(job.oracle, case, job.config.patch_size)
-    judgement = judge_case(model.run(case), expected, bounds)
+    judgement = judge_outputs(model.run(case), expected, bounds)
     return found(job, started, case, "float32", judgement)
 
 
@@ -310,14 +325,9 @@ def run_bfloat16(job: Job, expected: dict[str, list[SampleOutput]]) -> list[Find
     for name, outputs in expected.items():
         started = time.monotonic()
         bounds = uniform_bounds(outputs[0].arrays(), REPORTED)
-        judgement = judge_case(model.run(job.cases[name]), outputs, bounds)
+        judgement = judge_outputs(model.run(job.cases[name]), outputs, bounds)
         findings.append(found(job, started, job.cases[name], "bfloat16", judgement, reported=True))
     return findings
-
-
-def judge_case(actual: list[SampleOutput], expected: Iterable[SampleOutput], bounds: dict[str, Bounds]) -> Judgement:
-    samples = [measure(ours.arrays(), theirs.arrays()) for ours, theirs in zip(actual, expected, strict=True)]
-    return judge(samples, bounds)
 
 
 def multi_scale(job: Job, image_seconds: float) -> float:
@@ -357,7 +367,10 @@ def main() -> int:
     torch.manual_seed(0)
     request = read_json_object(job_file)
     job = open_job(request)
-    outcome = {"diagnosis": diagnose(job)} if request["only_diagnosis"] else run(job)
+    if request["backends"]:
+        outcome = run_on_backends(job, [Backend(**one) for one in request["backends"]], request["oracle_device"])
+    else:
+        outcome = {"diagnosis": diagnose(job)} if request["only_diagnosis"] else run(job)
     job.bar.close()
     write_atomically(outcome_file, lambda stream: stream.write(json.dumps(outcome).encode()))
     return 0
