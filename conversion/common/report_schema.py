@@ -10,6 +10,8 @@ from conversion.common.json_files import NONE, NUMBER, check_shape
 
 
 SCHEMA_VERSION = 1
+# Which cases run and which faults are planted; reports of others have only the cases in common compared.
+CHECKS_VERSION = 2
 REPORT_FILE, MARKDOWN_FILE = "verification.json", "VERIFICATION.md"
 PASS, FAIL, INCONCLUSIVE = "PASS", "FAIL", "INCONCLUSIVE"
 # The result of a case that is shown and not judged.
@@ -35,6 +37,8 @@ _SHAPE = {
     "cases": [{**_CASE, "arrays": {"hidden_states?": [_METRICS]}}],
     "controls": [{**_CONTROL, "kind?": str}],
     "diagnosis?": [str],
+    "checks_version?": int,
+    "seconds_by_part?": {str: NUMBER},
 }
 # Not in the first reports of schema 1. Such a report still proves its files, so they can be published.
 _LATER = {

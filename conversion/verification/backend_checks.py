@@ -13,18 +13,18 @@ from dataclasses import asdict
 
 import torch
 
-from conversion.common.metrics import Bounds, compare
+from conversion.common.metrics import Bounds
 from conversion.source.encoder import SourceEncoder
 from conversion.verification.backends import Backend, absent_row, margin_of, result_of
-from conversion.verification.cases import IMAGE, MIXED, VIDEO, Case
+from conversion.verification.cases import BATCH, IMAGE, MIXED, VIDEO, Case
 from conversion.verification.double_precision import in_double
-from conversion.verification.faults import FAULTS, LEAK_CASE, Fault
+from conversion.verification.faults import FAULTS, Fault
 from conversion.verification.findings import Finding, outcome_of
-from conversion.verification.judging import float32_bounds, half_bounds, judge_outputs
+from conversion.verification.judging import float32_bounds, half_bounds, judge_fault, judge_outputs, rounding_of
 from conversion.verification.loaded_model import ModelUnderTest, SampleOutput, oracle_outputs
 
 
-CASES = (IMAGE, VIDEO, MIXED)
+CASES = (IMAGE, VIDEO, MIXED, BATCH)
 
 
 @contextmanager
@@ -63,8 +63,8 @@ class BackendChecks:
         self.folder, self.oracle, self.cases = folder, oracle, cases
         self.expected = {name: self._oracle_on(oracle, name) for name in CASES}
         with in_double(oracle):
-            exact = self._oracle_on(oracle, IMAGE)
-        self.bounds = {"float32": float32_bounds(_rounding(self.expected[IMAGE], exact))}
+            exact = self._oracle_on(oracle, MIXED)
+        self.bounds = {"float32": float32_bounds(rounding_of(self.expected[MIXED], exact))}
 
     def _oracle_on(self, oracle: SourceEncoder, name: str) -> list[SampleOutput]:
         return list(oracle_outputs(oracle, self.cases[name], self.oracle.config.patch_size))
@@ -74,7 +74,7 @@ class BackendChecks:
         if dtype not in self.bounds:
             kind = getattr(torch, dtype)
             rounded = SourceEncoder.from_state_dict(self.oracle.config, self.oracle.state_dict(), kind)
-            rounding = _rounding(self._oracle_on(rounded, IMAGE), self.expected[IMAGE])
+            rounding = rounding_of(self._oracle_on(rounded, MIXED), self.expected[MIXED])
             self.bounds[dtype] = half_bounds(rounding, kind)
         return self.bounds[dtype]
 
@@ -110,11 +110,10 @@ class BackendChecks:
             yield Finding(self.cases[name], backend.dtype, judgement, time.monotonic() - started)
         for fault in faults_on(backend):
             started = time.monotonic()
-            case = LEAK_CASE if fault.leak else self.cases[fault.case]
+            case = self.cases[fault.case]
             with fault.plant(model.model) if fault.plant else nullcontext():
                 outputs = model.run(case, edit_positions=fault.edit_positions, leak=fault.leak)
-            outputs, reference = (outputs[:1], IMAGE) if fault.leak else (outputs, fault.case)
-            judgement = judge_outputs(outputs, self.expected[reference], bounds)
+            judgement = judge_fault(fault, outputs, self.expected[fault.case], bounds)
             yield Finding(case, backend.dtype, judgement, time.monotonic() - started, fault=fault)
 
 
@@ -122,11 +121,6 @@ def faults_on(backend: Backend) -> tuple[Fault, ...]:
     """The structural faults; of a compiled model those in its inputs, as others would be compiled anew each."""
     structural = tuple(fault for fault in FAULTS if fault.kind == "structural")
     return tuple(fault for fault in structural if fault.edit_positions) if backend.compiled else structural
-
-
-def _rounding(rounded: list[SampleOutput], exact: list[SampleOutput]) -> dict[str, float]:
-    actual, expected = rounded[0].arrays(), exact[0].arrays()
-    return {name: compare(actual[name], expected[name]).relative_error for name in expected}
 
 
 def check_backends(

@@ -3,16 +3,17 @@
 
 Rounding in float32 grows with depth and with how peaked attention is, so one number cannot fit every checkpoint. The
 relative bound of each array is a multiple of the oracle's own rounding there (its float32 against its float64 run on
-the 448 image), between a floor and a ceiling. In float64 the same computation leaves no room for doubt.
+an image and a clip), between a floor and a ceiling. In float64 the same computation leaves no room for doubt.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from conversion.common.metrics import Bounds, Comparison, compare
+from conversion.verification.faults import Fault
 
 
 ROUNDING_FACTOR = 10.0
@@ -107,6 +108,21 @@ def judge_outputs(actual: Iterable, expected: Iterable, bounds: dict[str, Bounds
     """Judges the outputs of a case, sample by sample, each with `arrays()`."""
     samples = [measure(ours.arrays(), theirs.arrays()) for ours, theirs in zip(actual, expected, strict=True)]
     return judge(samples, bounds)
+
+
+def judge_fault(fault: Fault, actual: Sequence, expected: Sequence, bounds: dict[str, Bounds]) -> Judgement:
+    """As `judge_outputs`, of a planted fault. Of a leak the first sample is judged; the others are there to leak."""
+    return judge_outputs(actual[:1], expected[:1], bounds) if fault.leak else judge_outputs(actual, expected, bounds)
+
+
+def rounding_of(rounded: Iterable, exact: Iterable) -> dict[str, float]:
+    """How much an encoder's own outputs are rounded: relative errors by array, of the worst sample."""
+    worst: dict[str, float] = {}
+    for ours, theirs in zip(rounded, exact, strict=True):
+        actual = ours.arrays()
+        for name, expected in theirs.arrays().items():
+            worst[name] = max(worst.get(name, 0.0), compare(actual[name], expected).relative_error)
+    return worst
 
 
 def measure(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]):

@@ -1,7 +1,8 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """A converted folder as its users load it: through the Auto classes, with the code that lies in the folder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from transformers import AutoModel, AutoProcessor
 
+from conversion.source.encoder import SourceEncoder
 from conversion.verification.cases import BATCH, CONTEXT_FRAMES, Case, Sample, unpack_patches
 
 
@@ -69,7 +71,7 @@ class ModelUnderTest:
         if leak:
             return self._run_leaking_batch(case.samples)
         if case.name == BATCH:
-            return self._run_batch(case.samples)
+            return self._run_batch(case.samples, edit_positions)
         return [self._run_one(sample, edit_positions) for sample in case.samples]
 
     def processed(self, samples: tuple[Sample, ...]) -> dict:
@@ -98,8 +100,12 @@ class ModelUnderTest:
         output = self._forward(**inputs)
         return _sample_output(self._cropped(clip, sample), output, slice(None), 0, batched=True)
 
-    def _run_batch(self, samples: tuple[Sample, ...]) -> list[SampleOutput]:
+    def _run_batch(self, samples: tuple[Sample, ...], edit_positions) -> list[SampleOutput]:
         inputs = self.processed(samples)
+        if edit_positions is not None:
+            inputs["patch_positions"] = torch.stack(
+                [edit_positions(sample.positions(self.patch_size)) for sample in samples]
+            )
         output = self._forward(**inputs)
         return [
             SampleOutput(
@@ -159,6 +165,18 @@ class ModelUnderTest:
     def _cropped(self, clip: torch.Tensor, sample: Sample) -> torch.Tensor:
         _, rows, columns = sample.grid(self.patch_size)
         return clip[..., : rows * self.patch_size, : columns * self.patch_size]
+
+
+@contextmanager
+def first_layers(model: ModelUnderTest, oracle: SourceEncoder, count: int) -> Iterator[None]:
+    """Runs a model and the oracle with their first `count` layers only; norm and head follow on those."""
+    config, transformer = model.model.config, oracle.transformer
+    depth, layers = config.num_hidden_layers, transformer.layers
+    config.num_hidden_layers, transformer.layers = count, layers[:count]
+    try:
+        yield
+    finally:
+        config.num_hidden_layers, transformer.layers = depth, layers
 
 
 def context_indices(sample: Sample, patch_size: int) -> torch.Tensor:

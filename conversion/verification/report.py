@@ -19,6 +19,7 @@ from conversion.verification.report_tables import (
     margin_line,
     summary_line,
     table,
+    time_list,
 )
 
 
@@ -62,6 +63,7 @@ def markdown_report(report: dict) -> str:
         "rounding alone moves single tokens.",
         "\n".join(f"* {bounds}" for bounds in bounds_list(report, detailed=True)),
         cases_table(report, detailed=True),
+        time_list(report),
         "## Inputs",
         inputs_table(report),
         "## Layers",
@@ -106,7 +108,7 @@ def compare_reports(mine: dict, published: dict) -> list[str]:
 
     Files and source are compared by hash, cases by their inputs and results. Numbers differ between machines, so they
     are not compared with each other but each with its bounds; inputs of another size (a pack that had to shrink) are
-    not compared either.
+    not compared either. A report by another `checks_version` may have other cases beside those in float32.
     """
     differences = []
     if mine["verdict"] != published["verdict"]:
@@ -118,9 +120,12 @@ def compare_reports(mine: dict, published: dict) -> list[str]:
     if set(made.values()) != set(stated.values()) and not set(made.values()) <= set(ours.values()):
         differences.append(f"the source's sha256 is {made}, published is {stated}")
     results = {(case["name"], case["dtype"]): case["result"] for case in mine["cases"]}
+    others = mine.get("checks_version") != published.get("checks_version")
     # Which faults need peaked weights to be told apart may hang on a machine's rounding.
     for case in (case for case in published["cases"] if not case["name"].startswith(PEAKED)):
         result = results.get((case["name"], case["dtype"]))
+        if result is None and others and case["dtype"] != "float32":
+            continue
         if result != case["result"]:
             found = "was not run here" if result is None else f"is {result}"
             differences.append(f"case {case['name']} ({case['dtype']}) {found}, published is {case['result']}")

@@ -95,6 +95,12 @@ def summary_line(report: dict) -> str:
     return "\n".join([counts, *(margin_line(kind, margin) for kind, margin in report.get("margins", {}).items())])
 
 
+def time_list(report: dict) -> str:
+    """Where the time went, longest first; nothing of a report that does not say."""
+    parts = report.get("seconds_by_part", {})
+    return f"Seconds: {', '.join(f'{part} {taken:g}' for part, taken in parts.items())}." if parts else ""
+
+
 def facts_line(config: dict) -> str:
     """The encoder's sizes in words."""
     return (

@@ -28,7 +28,15 @@ from conversion.checkpoints.source_config import Source
 from conversion.common.files import sha256_of_file
 from conversion.common.json_files import read_json_object
 from conversion.common.model_folder import model_file_names
-from conversion.common.report_schema import FAIL, INCONCLUSIVE, PASS, PEAKED, REPORTED, SCHEMA_VERSION
+from conversion.common.report_schema import (
+    CHECKS_VERSION,
+    FAIL,
+    INCONCLUSIVE,
+    PASS,
+    PEAKED,
+    REPORTED,
+    SCHEMA_VERSION,
+)
 from conversion.source.peaked_weights import peaked_state_dict
 from conversion.verification.backends import Backend, peaked_rows, verdict_of_rows
 from conversion.verification.faults import DTYPE_OF_KIND
@@ -78,6 +86,7 @@ def verify_folder(request: VerificationRequest) -> dict:
         decide_on_peaked_weights(request, converted.layout, hidden, outcome)
     report = {
         "schema_version": SCHEMA_VERSION,
+        "checks_version": CHECKS_VERSION,
         "verdict": verdict_of(outcome),
         "created": started.isoformat(timespec="seconds"),
         "model": {

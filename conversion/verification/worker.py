@@ -12,7 +12,7 @@ import sys
 import tempfile
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 
@@ -24,22 +24,23 @@ from tqdm import tqdm  # noqa: E402
 from conversion.checkpoints.checkpoint import read_checkpoint, stored_processor  # noqa: E402
 from conversion.common.files import write_atomically  # noqa: E402
 from conversion.common.json_files import read_json_object  # noqa: E402
-from conversion.common.metrics import Bounds, compare  # noqa: E402
+from conversion.common.metrics import Bounds  # noqa: E402
 from conversion.source.encoder import SourceConfig, SourceEncoder  # noqa: E402
 from conversion.verification.backend_checks import BackendChecks, check_backends  # noqa: E402
 from conversion.verification.backends import Backend, label_of  # noqa: E402
 from conversion.verification.cases import (  # noqa: E402
+    BATCH,
     IMAGE,
     MIXED,
-    VIDEO,
     Case,
     build_cases,
     multi_case,
     multi_tokens,
 )
+from conversion.verification.clock import FLOAT64_FACTOR, Clock, seconds_per_multiplication, work  # noqa: E402
 from conversion.verification.diagnosis import diagnose_model  # noqa: E402
 from conversion.verification.double_precision import in_double  # noqa: E402
-from conversion.verification.faults import DTYPE_OF_KIND, FAULTS, LEAK_CASE, Fault  # noqa: E402
+from conversion.verification.faults import DTYPE_OF_KIND, FAULTS, Fault  # noqa: E402
 from conversion.verification.findings import Finding, outcome_of, sound  # noqa: E402
 from conversion.verification.folder_checks import (  # noqa: E402
     CLIP_INPUT,
@@ -54,15 +55,21 @@ from conversion.verification.judging import (  # noqa: E402
     REPORTED,
     Judgement,
     float32_bounds,
+    judge_fault,
     judge_outputs,
+    rounding_of,
     summary_of_bounds,
     uniform_bounds,
 )
-from conversion.verification.loaded_model import ModelUnderTest, SampleOutput, oracle_outputs  # noqa: E402
+from conversion.verification.loaded_model import ModelUnderTest, SampleOutput, first_layers, oracle_outputs  # noqa: E402
 from conversion.verification.oracle_weights import oracle_weights  # noqa: E402
 
 
 SCALES = (1.0, 0.75, 0.5, 0.35, 0.25)
+# What is long is compared in so many layers, as every layer runs the same code, and the shorter cases see all of them.
+LONG_LAYERS = 4
+# The sharpest comparison, and the planted faults: the smallest case with a clip, and the smallest with images alone.
+SHARP = (MIXED, BATCH)
 # The biggest pack may take this share of the time budget and of the free memory.
 SHARE = 0.5
 STOPPED = "The model failed, so planted faults, the biggest pack and bfloat16 were left out."
@@ -90,13 +97,24 @@ class Job:
     time_budget: float
     parent: int
     bar: tqdm
+    clock: Clock = field(default_factory=Clock)
 
     def load(self, dtype: torch.dtype) -> ModelUnderTest:
         return ModelUnderTest(self.folder, dtype, self.attn_implementation)
 
     def expected(self, name: str) -> list[SampleOutput]:
         """What the oracle makes of a case."""
-        return list(oracle_outputs(self.oracle, self.cases[name], self.config.patch_size))
+        with self.clock(f"oracle {_dtype_name(self.oracle.conv1.weight)}"):
+            return list(oracle_outputs(self.oracle, self.cases[name], self.config.patch_size))
+
+    def run(self, model: ModelUnderTest, case: Case, fault: Fault | None = None) -> list[SampleOutput]:
+        """What a model makes of a case, with a fault planted or none."""
+        dtype = _dtype_name(next(model.model.parameters()))
+        if fault is None:
+            with self.clock(f"model {dtype}"):
+                return model.run(case)
+        with self.clock(f"faults {dtype}"), fault.plant(model.model) if fault.plant else nullcontext():
+            return model.run(case, edit_positions=fault.edit_positions, leak=fault.leak)
 
 
 def open_job(request: dict) -> Job:
@@ -113,7 +131,9 @@ def open_job(request: dict) -> Job:
     weights = oracle_weights(checkpoint, getattr(torch, request["stored_dtype"]))
     cases = {case.name: case for case in build_cases(config.patch_size)}
     faults = tuple(fault for fault in FAULTS if only is None or fault.name in only)
-    total = len(request["backends"]) or len(faults) + (len(cases) + 9 if only is None else 5)
+    # Beside each case in float32: epsilons and two in float64; of the whole, the processor's two, the reload, the
+    # biggest pack and bfloat16.
+    total = len(request["backends"]) or len(faults) + (len(cases) + 8 if only is None else len(SHARP) + 3)
     name = folder.name.lstrip(".").split(".partial")[0]
     return Job(
         folder=folder,
@@ -133,31 +153,46 @@ def open_job(request: dict) -> Job:
 
 def run(job: Job) -> dict:
     """Makes all checks, the sharpest first; once a case failed, only those that help to locate why."""
+    job.bar.write(f"{job.bar.desc.rstrip(': ')}: {estimate(job)} on this machine", file=sys.stdout)
     findings = [check_epsilons(job)]
     model = job.load(torch.float32)
     more, exact = run_float64(job, model, sound(findings))
     findings += more
-    rounded = job.expected(IMAGE)
-    bounds = bounds_by_rounding(rounded[0], exact)
+    expected = {name: job.expected(name) for name in SHARP}
+    bounds = float32_bounds(rounding_of(expected[MIXED], exact))
     del exact
-    more, expected, image = run_float32(job, model, rounded, bounds)
-    # The oracle takes about as long for the image as the model.
-    image_seconds = 2 * more[0].seconds
+    more, image_seconds, batch = run_float32(job, model, expected, bounds)
     findings += more
     findings += try_faults(job, model, "structural", expected, bounds) if sound(findings) else []
     judged_by = {"float64": FLOAT64.to_dict(), "float32": summary_of_bounds(bounds), "pixels": PIXELS.to_dict()}
     if job.whole:
         findings += check_processor(job, model)
-        findings.append(check_reload(job, model, image))
+        findings.append(check_reload(job, model, batch))
     if sound(findings) and job.whole:
         findings.append(run_multi(job, model, bounds, image_seconds))
         del model
-        findings += run_bfloat16(job, expected)
+        findings.append(run_bfloat16(job, expected[MIXED]))
         judged_by["bfloat16"] = REPORTED.to_dict()
     outcome = outcome_of(findings, job.config.patch_size, "converted" if job.whole else "peaked")
-    if sound(findings):
-        return outcome | {"notes": [], "bounds": judged_by}
-    return outcome | {"notes": [STOPPED], "bounds": judged_by, "diagnosis": diagnose(job)}
+    outcome |= {"notes": [], "bounds": judged_by, "seconds_by_part": job.clock.rounded()}
+    return outcome if sound(findings) else outcome | {"notes": [STOPPED], "diagnosis": diagnose(job)}
+
+
+def estimate(job: Job) -> str:
+    """How long all checks will take, in words."""
+    tokens = {name: case.tokens(job.config.patch_size) for name, case in job.cases.items()}
+    once = {name: work(job.config, lengths) for name, lengths in tokens.items()}
+    multiplications = 2 * sum(once[name] for name in (job.cases if job.whole else SHARP))
+    multiplications += FLOAT64_FACTOR * 2 * sum(once[name] for name in SHARP)
+    multiplications += sum(
+        once[fault.case] * (FLOAT64_FACTOR if fault.kind == "numeric" else 1) for fault in job.faults
+    )
+    pace = seconds_per_multiplication(job.oracle)
+    if job.whole:
+        layers = min(LONG_LAYERS, job.config.num_hidden_layers)
+        scale = multi_scale(job, 2 * once[IMAGE] * pace)
+        multiplications += 2 * work(job.config, multi_tokens(job.config.patch_size, scale), layers) + once[MIXED]
+    return f"about {max(1, round(multiplications * pace))} s"
 
 
 def run_on_backends(job: Job, backends: list[Backend], oracle_device: str) -> dict:
@@ -199,58 +234,51 @@ def check_epsilons(job: Job) -> Finding:
     return found(job, started, case, "none", Judgement({}, reasons, None))
 
 
-def run_float64(job: Job, model: ModelUnderTest, passing: bool) -> tuple[list[Finding], SampleOutput]:
+def run_float64(job: Job, model: ModelUnderTest, passing: bool) -> tuple[list[Finding], list[SampleOutput]]:
     """The sharpest comparison, and the numeric faults.
 
     Args:
         passing: whether nothing failed before; a model that fails has no faults planted in it.
 
     Returns:
-        What was found, and the oracle's exact outputs for the image.
+        What was found, and the oracle's exact outputs for the image and the clip.
     """
     findings, expected = [], {}
     with in_double(job.oracle), in_double(model.model):
-        for name in (IMAGE, VIDEO) if job.whole else (IMAGE,):
+        for name in SHARP:
             started = time.monotonic()
             expected[name] = job.expected(name)
             bounds = uniform_bounds(expected[name][0].arrays(), FLOAT64)
-            judgement = judge_outputs(model.run(job.cases[name]), expected[name], bounds)
+            judgement = judged(job, job.run(model, job.cases[name]), expected[name], bounds)
             findings.append(found(job, started, job.cases[name], "float64", judgement))
         if passing and sound(findings):
             findings += try_faults(job, model, "numeric", expected, bounds)
-    return findings, expected[IMAGE][0]
-
-
-def bounds_by_rounding(rounded: SampleOutput, exact: SampleOutput) -> dict[str, Bounds]:
-    """The bounds in float32, by how much the oracle itself rounds there."""
-    actual, expected = rounded.arrays(), exact.arrays()
-    return float32_bounds({name: compare(actual[name], expected[name]).relative_error for name in expected})
+    return findings, expected[MIXED]
 
 
 def run_float32(
-    job: Job, model: ModelUnderTest, expected_image: list[SampleOutput], bounds: dict[str, Bounds]
-) -> tuple[list[Finding], dict[str, list[SampleOutput]], list[SampleOutput]]:
-    """The verdict on all cases but the biggest, the image first.
+    job: Job, model: ModelUnderTest, expected: dict[str, list[SampleOutput]], bounds: dict[str, Bounds]
+) -> tuple[list[Finding], float, list[SampleOutput]]:
+    """The verdict on all cases but the biggest, the sharpest first.
 
     Args:
-        expected_image: what the oracle makes of the image.
+        expected: what the oracle makes of those; of more it would fill memory.
 
     Returns:
-        What was found, what the oracle makes of the image and the clip (more would fill memory), and what the model
-        makes of the image.
+        What was found, what the image took, and what the model makes of the batch.
     """
-    findings, expected, image = [], {IMAGE: expected_image}, []
-    for name in job.cases if job.whole else (IMAGE, VIDEO, MIXED):
+    findings, image_seconds, batch = [], 0.0, []
+    for name in (*SHARP, *(name for name in job.cases if name not in SHARP)) if job.whole else SHARP:
         started = time.monotonic()
-        outputs = expected_image if name == IMAGE else job.expected(name)
-        actual = model.run(job.cases[name])
-        judgement = judge_outputs(actual, outputs, bounds)
+        outputs = expected[name] if name in expected else job.expected(name)
+        actual = job.run(model, job.cases[name])
+        judgement = judged(job, actual, outputs, bounds)
         findings.append(found(job, started, job.cases[name], "float32", judgement))
         if name == IMAGE:
-            image = actual
-        if name == VIDEO:
-            expected[VIDEO] = outputs
-    return findings, expected, image
+            image_seconds = findings[-1].seconds
+        if name == BATCH:
+            batch = actual
+    return findings, image_seconds, batch
 
 
 def try_faults(
@@ -259,13 +287,10 @@ def try_faults(
     """Plants the faults of a kind, one after another."""
     findings = []
     for fault in (fault for fault in job.faults if fault.kind == kind):
-        started = time.monotonic()
-        case = LEAK_CASE if fault.leak else job.cases[fault.case]
-        with fault.plant(model.model) if fault.plant else nullcontext():
-            outputs = model.run(case, edit_positions=fault.edit_positions, leak=fault.leak)
-        # Of a leak the first image is judged, that of the image case; the second is there to be leaked.
-        outputs, reference = (outputs[:1], IMAGE) if fault.leak else (outputs, fault.case)
-        judgement = judge_outputs(outputs, expected[reference], bounds)
+        started, case = time.monotonic(), job.cases[fault.case]
+        outputs = job.run(model, case, fault)
+        with job.clock("comparing"):
+            judgement = judge_fault(fault, outputs, expected[fault.case], bounds)
         findings.append(found(job, started, case, DTYPE_OF_KIND[kind], judgement, fault=fault))
     return findings
 
@@ -284,14 +309,14 @@ def check_processor(job: Job, model: ModelUnderTest) -> list[Finding]:
     return findings
 
 
-def check_reload(job: Job, first: ModelUnderTest, image: list[SampleOutput]) -> Finding:
+def check_reload(job: Job, first: ModelUnderTest, batch: list[SampleOutput]) -> Finding:
     """Saved again by `save_pretrained` and loaded from there: the same bits.
 
     Args:
-        image: the outputs of `first` on the image.
+        batch: the outputs of `first` on the batch.
     """
     started = time.monotonic()
-    case, notes = job.cases[IMAGE], ()
+    case, notes = job.cases[BATCH], ()
     with tempfile.TemporaryDirectory() as scratch:
         needed = 1.1 * sum(parameter.nbytes for parameter in first.model.parameters())
         if shutil.disk_usage(scratch).free > needed:
@@ -301,8 +326,8 @@ def check_reload(job: Job, first: ModelUnderTest, image: list[SampleOutput]) -> 
         else:
             folder, notes = job.folder, ("loaded twice, not saved again: temporary space is short",)
         second = ModelUnderTest(folder, torch.float32, job.attn_implementation)
-        bounds = dict.fromkeys(image[0].arrays(), Bounds(max_abs=0.0))
-        judgement = judge_outputs(second.run(case), image, bounds)
+        bounds = dict.fromkeys(batch[0].arrays(), Bounds(max_abs=0.0))
+        judgement = judged(job, job.run(second, case), batch, bounds)
         # A mapped file in a folder that is about to go.
         del second
     case = Case("reload", "saved again and loaded from there: the same bits", case.samples, notes)
@@ -310,24 +335,38 @@ def check_reload(job: Job, first: ModelUnderTest, image: list[SampleOutput]) -> 
 
 
 def run_multi(job: Job, model: ModelUnderTest, bounds: dict[str, Bounds], image_seconds: float) -> Finding:
-    """The biggest pack; sample by sample on the oracle's side, whose outputs are not kept."""
+    """The biggest pack in the first layers; sample by sample on the oracle's side, whose outputs are not kept."""
     started = time.monotonic()
     case = multi_case(job.config.patch_size, multi_scale(job, image_seconds))
-    expected = oracle_outputs(job.oracle, case, job.config.patch_size)
-    judgement = judge_outputs(model.run(case), expected, bounds)
+    layers, depth = min(LONG_LAYERS, job.config.num_hidden_layers), job.config.num_hidden_layers
+    if layers < depth:
+        note = f"the first {layers} of {depth} layers, which run the same code, then the norm and the head"
+        case = replace(case, notes=(*case.notes, note))
+    with first_layers(model, job.oracle, layers):
+        with job.clock("biggest pack, model"):
+            actual = model.run(case)
+        # The oracle computes while its outputs are compared.
+        with job.clock("biggest pack, oracle and comparing"):
+            expected = oracle_outputs(job.oracle, case, job.config.patch_size)
+            judgement = judge_outputs(actual, expected, bounds)
     return found(job, started, case, "float32", judgement)
 
 
-def run_bfloat16(job: Job, expected: dict[str, list[SampleOutput]]) -> list[Finding]:
+def run_bfloat16(job: Job, expected: list[SampleOutput]) -> Finding:
     """bfloat16 beside float32: reported, not judged."""
-    model = job.load(torch.bfloat16)
-    findings = []
-    for name, outputs in expected.items():
-        started = time.monotonic()
-        bounds = uniform_bounds(outputs[0].arrays(), REPORTED)
-        judgement = judge_outputs(model.run(job.cases[name]), outputs, bounds)
-        findings.append(found(job, started, job.cases[name], "bfloat16", judgement, reported=True))
-    return findings
+    model, started = job.load(torch.bfloat16), time.monotonic()
+    bounds = uniform_bounds(expected[0].arrays(), REPORTED)
+    judgement = judged(job, job.run(model, job.cases[MIXED]), expected, bounds)
+    return found(job, started, job.cases[MIXED], "bfloat16", judgement, reported=True)
+
+
+def judged(job: Job, actual: list[SampleOutput], expected: list[SampleOutput], bounds: dict[str, Bounds]) -> Judgement:
+    with job.clock("comparing"):
+        return judge_outputs(actual, expected, bounds)
+
+
+def _dtype_name(tensor: torch.Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def multi_scale(job: Job, image_seconds: float) -> float:
@@ -337,20 +376,15 @@ def multi_scale(job: Job, image_seconds: float) -> float:
         image_seconds: what model and oracle take for the image.
     """
     config = job.config
-    image_tokens = job.cases[IMAGE].tokens(config.patch_size)
+    layers = min(LONG_LAYERS, config.num_hidden_layers)
+    image = work(config, job.cases[IMAGE].tokens(config.patch_size))
     for scale in SCALES:
         tokens = multi_tokens(config.patch_size, scale)
-        seconds = image_seconds * work(config, tokens) / work(config, image_tokens)
-        values = (sum(tokens) + max(tokens)) * (config.num_hidden_layers + 2) * config.hidden_size
+        seconds = image_seconds * work(config, tokens, layers) / image
+        values = (sum(tokens) + max(tokens)) * (layers + 2) * config.hidden_size
         if seconds <= SHARE * job.time_budget and 4 * values <= SHARE * free_memory():
             break
     return scale
-
-
-def work(config: SourceConfig, tokens: list[int]) -> float:
-    """Multiplications of one layer for samples of these lengths."""
-    width, inner = config.hidden_size, config.intermediate_size
-    return sum(length * (4 * width**2 + 2 * width * inner) + 2 * length**2 * width for length in tokens)
 
 
 def free_memory() -> int:

@@ -51,7 +51,7 @@ def test_a_right_model_passes_on_every_backend_of_a_cpu(tmp_path, weights, layou
     assert report["verdict"] == PASS and [row["result"] for row in rows] == [PASS] * len(ON_CPU)
     assert absent["result"] == ABSENT and "flash_attn" in absent["reasons"][0]
     for row in rows:
-        assert len(row["cases"]) == 3 and len(row["controls"]) == 6
+        assert len(row["cases"]) == 4 and len(row["controls"]) == 6
         margin, last = row["margin"], row["cases"][0]["arrays"]["last_hidden_state"]
         assert margin["times"] > (100 if row["dtype"] == "float32" else 3)
         assert margin["model"] <= last["bounds"]["relative_error"] < margin["fault"]

@@ -3,7 +3,7 @@
 
 import pytest
 
-from conversion.verification.cases import IMAGE
+from conversion.verification.cases import BATCH
 from conversion.verification.faults import FAULTS, Fault
 
 
@@ -33,4 +33,4 @@ def test_a_fault_changes_something():
 @pytest.mark.parametrize(("field", "value"), [("case", "image_typo"), ("kind", "numerical")])
 def test_a_misspelt_case_or_kind_is_named_at_once(field, value):
     with pytest.raises(ValueError, match=f"fault mirrored: {field}='{value}', expected one of "):
-        Fault(**{"name": "mirrored", "description": "columns mirrored", "case": IMAGE, field: value})
+        Fault(**{"name": "mirrored", "description": "columns mirrored", "case": BATCH, field: value})
