@@ -20,7 +20,7 @@ from .settings_llava_vit import LlavaViTSettings
 
 
 # The arguments of a call that say what comes back, and those that choose patches.
-OUTPUT = ("return_tensors", "return_metadata", "device")
+OUTPUT = ("return_tensors", "return_metadata", "device", "return_visible_indices")
 SELECTION = ("keep", "scores", "top_k")
 # What every pack has beside its `pixel_values`; of these, a dense batch may have the last.
 PACK = ("grid_thw", "cu_seqlens", "max_seqlen", "patch_positions")
@@ -60,12 +60,14 @@ def collate(
     return_tensors: str | None = "pt",
     return_metadata: bool = False,
     device: torch.device | str | None = None,
+    return_visible_indices: bool = False,
     **selection,
 ) -> BatchFeature:
     """Normalizes the samples' pixels and lays them out for the model, in order.
 
     Args:
         device: of `pixel_values`, which are normalized there. The rest stays on the CPU, where the models read it.
+        return_visible_indices: as `LlavaViTProcessor.__call__` says.
         selection: `keep`, `scores` and `top_k`, as `kept_patches` takes them.
 
     Raises:
@@ -77,6 +79,8 @@ def collate(
     if kind not in (None, "pt", "np"):
         raise ValueError(f"return_tensors must be 'pt' or 'np', found {return_tensors!r}.")
     data = (_pack if settings.packing else _stack)(samples, settings, device)
+    if return_visible_indices:
+        data = _with_visible_indices(data, samples, settings)
     if kind == "np":
         data = {
             key: value.numpy(force=True) if isinstance(value, torch.Tensor) else value for key, value in data.items()
@@ -153,6 +157,24 @@ def _stack(samples: list[Sample], settings: LlavaViTSettings, device: torch.devi
     if selected or any(clips):
         data["patch_positions"] = torch.stack([sample.positions(settings.patch_size) for sample in samples])
     return data
+
+
+def _with_visible_indices(data: dict[str, Any], samples: list[Sample], settings: LlavaViTSettings) -> dict[str, Any]:
+    """A dense batch with indices into the grid of the whole context in place of positions."""
+    if settings.packing or any(sample.kept is not None for sample in samples):
+        raise ValueError(
+            "return_visible_indices is for whole samples of the dense model: the packing model takes patch_positions, "
+            "and so do samples that keep only some patches (keep, scores)."
+        )
+    positions = torch.stack([sample.positions(settings.patch_size) for sample in samples])
+    if (last := int(positions[..., 0].max())) >= settings.temporal_context:
+        raise ValueError(
+            f"return_visible_indices: a frame is at t = {last}, beyond the {settings.temporal_context} frames of "
+            f'temporal_context. With temporal_rule={settings.temporal_rule!r} pass patch_positions on, or use "round".'
+        )
+    _, rows, columns = samples[0].grid(settings.patch_size)
+    indices = (positions[..., 0] * rows + positions[..., 1]) * columns + positions[..., 2]
+    return {"pixel_values": data["pixel_values"], "visible_indices": indices}
 
 
 def join_inputs(inputs: Sequence[Mapping[str, Any]]) -> BatchFeature:

@@ -10,6 +10,8 @@ from transformers.configuration_utils import PretrainedConfig
 NORM_TYPES = ("layer_norm", "rms_norm")
 # The rotary embedding splits half of a head's channels t:h:w = 4:6:6, so half a head is a multiple of 16.
 HEAD_DIM_MULTIPLE = 32
+# Fields that are positive integers where they are not `None`.
+OPTIONAL_SIZES = ("rope_temporal_size",)
 
 
 class LlavaViTConfig(PretrainedConfig):
@@ -33,6 +35,8 @@ class LlavaViTConfig(PretrainedConfig):
         attention_dropout: dropout of the attention weights during training.
         initializer_range: standard deviation of newly initialised weights.
         chunk_size_feed_forward: tokens that an encoder layer's MLP takes at a time, for less memory; 0 for all.
+        rope_temporal_size: frames of the grid that `visible_indices` without `patch_positions` count, as in the
+            released OneVision-Encoder; `None`: those of the pixels. Converted folders have 64.
 
     Raises:
         ValueError: for values that no model can be built from; the message names the field.
@@ -68,6 +72,7 @@ class LlavaViTConfig(PretrainedConfig):
         attention_dropout: float = 0.0,
         initializer_range: float = 0.02,
         chunk_size_feed_forward: int = 0,
+        rope_temporal_size: int | None = None,
         **kwargs,
     ):
         self.hidden_size = hidden_size
@@ -86,6 +91,7 @@ class LlavaViTConfig(PretrainedConfig):
         self.attention_dropout = attention_dropout
         self.initializer_range = initializer_range
         self.chunk_size_feed_forward = chunk_size_feed_forward
+        self.rope_temporal_size = rope_temporal_size
         check_llava_vit_config(self)
         super().__init__(chunk_size_feed_forward=chunk_size_feed_forward, **kwargs)
 
@@ -118,6 +124,7 @@ def check_llava_vit_config(config: LlavaViTConfig) -> None:
     )
     for name, least, expected in (
         *((size, 1, "a positive integer") for size in (*sizes, "num_channels")),
+        *((size, 1, "a positive integer or None") for size in OPTIONAL_SIZES if getattr(config, size) is not None),
         ("chunk_size_feed_forward", 0, "an integer of at least 0"),
     ):
         value = getattr(config, name)

@@ -68,16 +68,40 @@ def _check_tensors(model: nn.Module, pixel_values: object, others: dict[str, obj
             raise ValueError(f"{name} is on the meta device, which holds no numbers. Pass it on the CPU.")
 
 
-def check_visible_indices(visible_indices: torch.Tensor, pixel_values: torch.Tensor, patch_size: int) -> None:
-    """Checks `(B, K)` indices into the tokens of `(B, 3, T, H, W)`; those on an accelerator are not read."""
+def check_visible_indices(
+    visible_indices: torch.Tensor, pixel_values: torch.Tensor, patch_size: int, context: int | None = None
+) -> bool:
+    """Checks `(B, K)` indices into the tokens of `(B, 3, T, H, W)`; those on an accelerator are not read, nor those of
+    a compiled call.
+
+    Args:
+        context: frames of the grid that the indices count, where positions are theirs to give; `None` for the pixels'.
+
+    Returns:
+        Whether the indices only give positions, on the context's grid, as there is one for every patch of the pixels.
+    """
     check_integers("visible_indices", visible_indices, len(pixel_values), "K")
     frames, height, width = pixel_values.shape[2:]
-    tokens = frames * (height // patch_size) * (width // patch_size)
-    if visible_indices.device.type == "cpu":
+    per_frame = (height // patch_size) * (width // patch_size)
+    kept, tokens = visible_indices.shape[1], frames * per_frame
+    places = context is not None and kept == tokens
+    limit = context * per_frame if places else tokens
+    if visible_indices.device.type == "cpu" and not torch.compiler.is_compiling():
         low, high = map(int, visible_indices.aminmax())
-        if low < 0 or high >= tokens:
+        if low < 0 or high >= limit:
             shape = tuple(pixel_values.shape)
-            raise ValueError(f"visible_indices must be from 0 to {tokens - 1} for {shape}, found {low} to {high}.")
+            meant = ""
+            if places:
+                meant = f" As many as patches, they give positions in {context} frames (rope_temporal_size)."
+            elif context is not None:
+                meant = (
+                    f" {kept} of {tokens} patches, they choose among those of the pixels. To give positions in "
+                    f"{context} frames (rope_temporal_size), pass one for every patch, or patch_positions."
+                )
+            raise ValueError(
+                f"visible_indices must be from 0 to {limit - 1} for {shape}, found {low} to {high}.{meant}"
+            )
+    return places
 
 
 def warn_of_plain_times(frames: Iterable[int]) -> None:

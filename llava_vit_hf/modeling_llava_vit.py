@@ -366,7 +366,9 @@ class LlavaViTModel(LlavaViTPreTrainedModel):
         """
         Args:
             pixel_values: `(B, 3, H, W)` images or `(B, 3, T, H, W)` clips. Edges that fill no patch are dropped.
-            visible_indices: `(B, K)` integer; only these tokens, counted in `(t, h, w)` order, are embedded.
+            visible_indices: `(B, K)` integer; only these tokens, counted in `(t, h, w)` order, are embedded. With
+                `rope_temporal_size` in the config, one for every patch and no `patch_positions`, as in the released
+                OneVision-Encoder: all are embedded, and the indices are their places in a grid of so many frames.
             patch_positions: `(B, K, 3)` integer `(t, h, w)` of the tokens, in place of the grid's. Without it the
                 frames of a clip are at `t = 0 ... T - 1`.
             output_attentions: also return `attentions`, per layer `(B, heads, K, K)`.
@@ -399,8 +401,12 @@ class LlavaViTModel(LlavaViTPreTrainedModel):
         check_images(self, pixel_values, visible_indices=visible_indices, patch_positions=patch_positions)
         pixel_values = pixel_values.unsqueeze(2) if pixel_values.ndim == 4 else pixel_values
         if visible_indices is not None:
-            check_visible_indices(visible_indices, pixel_values, self.config.patch_size)
+            context = self.config.rope_temporal_size if patch_positions is None else None
+            places = check_visible_indices(visible_indices, pixel_values, self.config.patch_size, context)
             visible_indices = visible_indices.to(pixel_values.device)
+            if places:
+                patch_positions = self._places(visible_indices, *pixel_values.shape[-2:])
+                visible_indices = None
         embeddings, positions = self.embeddings(pixel_values, visible_indices)
         batch, tokens, _ = embeddings.shape
         if patch_positions is not None:
@@ -412,3 +418,9 @@ class LlavaViTModel(LlavaViTPreTrainedModel):
         kernel = self._attention_kernel(embeddings, asked["output_attentions"], batch=True)
         segments = Segments(boundaries, tokens, kernel, runs=((batch, tokens),))
         return self._encode(embeddings, positions.reshape(-1, 3), segments, vision_feature_layer, **asked)
+
+    def _places(self, indices: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        """`(t, h, w)` of indices `(B, K)` into a grid of frames of so many pixels: `(B, K, 3)`."""
+        rows, columns = height // self.config.patch_size, width // self.config.patch_size
+        frame, place = indices // (rows * columns), indices % (rows * columns)
+        return torch.stack([frame, place // columns, place % columns], dim=-1)

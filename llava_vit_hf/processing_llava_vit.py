@@ -84,6 +84,7 @@ class LlavaViTProcessor(ProcessorMixin):
         padding: Any = None,
         images_kwargs: dict[str, Any] | None = None,
         videos_kwargs: dict[str, Any] | None = None,
+        return_visible_indices: bool = False,
         **kwargs,
     ) -> BatchFeature:
         """Prepares images, videos or both; in the output images come first, then videos.
@@ -119,6 +120,8 @@ class LlavaViTProcessor(ProcessorMixin):
             device: of `pixel_values`, such as `"cuda"`; they are normalized there.
             padding: ignored: there is nothing to pad.
             images_kwargs, videos_kwargs: arguments for the images or the videos alone.
+            return_visible_indices: of a dense repo with `rope_temporal_size`, `visible_indices` `(B, T * h * w)` into
+                the grid of `temporal_context` frames in place of `patch_positions`: the released form, equal bits.
             kwargs: any argument of [`LlavaViTSettings`], for this call.
 
         Returns:
@@ -141,6 +144,7 @@ class LlavaViTProcessor(ProcessorMixin):
         if images is None and videos is None:
             raise ValueError("Pass images, videos or both; found neither.")
         output = {"return_tensors": return_tensors, "return_metadata": return_metadata, "device": device}
+        output["return_visible_indices"] = return_visible_indices
         reading = dict(zip(READING, (video_backend, video_metadata, do_sample_frames), strict=True))
         of_images, of_videos = (
             {"num_frames": num_frames, "fps": fps, **kwargs, **(particular or {})}

@@ -122,8 +122,11 @@ CONFIG_ARCHITECTURE = {
 }
 """Fields of `config.json` that say what the encoder computes, to those of `SourceConfig`."""
 
-CONFIG_KEPT = ("image_size", "attention_dropout", "initializer_range")
+CONFIG_KEPT = ("image_size", "attention_dropout", "initializer_range", "rope_temporal_size")
 """Fields carried over from an existing `config.json` as they are, for both models."""
+
+CONTEXT_FRAMES = 64
+"""`rope_temporal_size` where there is none to carry over: the frames of the pretraining context."""
 
 CONFIG_KEPT_PACKING = ("spatial_merge_size", "temporal_patch_size")
 """The same, for the packing model only."""
@@ -132,7 +135,6 @@ CONFIG_REQUIRED = {"hidden_act": "gelu", "num_channels": 3}
 """Fields that, where present, must have this value: the encoder was trained with it and knows no other."""
 
 CONFIG_DROPPED = {
-    "rope_temporal_size": "positions are given in the 64-frame context already, so the model scales no time axis",
     "model_type": "set by the class that is written",
     "architectures": "set by the class that is written",
     "auto_map": "names code of the old folder; written anew for the code that is shipped",

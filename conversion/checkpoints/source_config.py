@@ -16,6 +16,7 @@ from conversion.checkpoints.rename_tables import (
     CONFIG_KEPT,
     CONFIG_KEPT_PACKING,
     CONFIG_REQUIRED,
+    CONTEXT_FRAMES,
     MODEL_TYPE_LAYOUTS,
     table_between,
 )
@@ -157,6 +158,8 @@ def model_config(
     }[layout]
     kept = CONFIG_KEPT + (CONFIG_KEPT_PACKING if layout == "packing" else ())
     fields = {name: stored[name] for name in kept if stored and name in stored}
+    if fields.get("rope_temporal_size") is None:
+        fields["rope_temporal_size"] = CONTEXT_FRAMES
     source = asdict(source_config)
     fields |= {theirs: source[ours] for theirs, ours in CONFIG_ARCHITECTURE.items()}
     return config_class(**fields, architectures=[model_class], dtype=dtype)
