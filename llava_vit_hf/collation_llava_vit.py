@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import BatchFeature
 
-from .grid_llava_vit import check_integers, cumulative_lengths, frame_positions, patch_view
+from .grid_llava_vit import block_order, check_integers, cumulative_lengths, frame_positions, patch_view
 from .inputs_llava_vit import sample_lengths
 from .pixels_llava_vit import empty_pixels, mean_and_std, write_pixels
 from .settings_llava_vit import LlavaViTSettings
@@ -47,10 +47,12 @@ class Sample:
         times = [0] if self.times is None else self.times.tolist()
         return {**self.metadata, "grid_thw": self.grid(patch_size), "temporal_positions": times, **kept}
 
-    def positions(self, patch_size: int) -> torch.Tensor:
-        """`(t, h, w)` of the patches that are kept, `(K, 3)`."""
+    def positions(self, patch_size: int, merge_size: int = 1) -> torch.Tensor:
+        """`(t, h, w)` of the patches that are kept, `(K, 3)`, as rows come."""
         frames, rows, columns = self.grid(patch_size)
         positions = frame_positions(torch.arange(frames) if self.times is None else self.times, rows, columns)
+        if merge_size > 1:
+            return positions[block_order([frames, rows, columns], merge_size)]
         return positions if self.kept is None else positions[self.kept]
 
 
@@ -90,10 +92,13 @@ def collate(
     return BatchFeature(data)
 
 
-def _kept_per_frame(sample: Sample, patch_size: int) -> Iterator[torch.Tensor]:
-    """Patches of each frame: `(rows, columns, 3, P, P)`, a view, or `(K, 1, 3, P, P)` of those that are kept."""
+def _kept_per_frame(sample: Sample, patch_size: int, merge_size: int) -> Iterator[torch.Tensor]:
+    """Patches of each frame: `(rows, columns, 3, P, P)`, a view, in blocks `(h / m, w / m, m, m, 3, P, P)`, or
+    `(K, 1, 3, P, P)` of those that are kept."""
     for index, frame in enumerate(sample.frames):
         patches = patch_view(frame, patch_size)
+        if merge_size > 1:
+            patches = patches.unflatten(1, (-1, merge_size)).unflatten(0, (-1, merge_size)).transpose(1, 2)
         if sample.kept is not None:
             rows, columns = patches.shape[:2]
             kept = sample.kept[sample.kept // (rows * columns) == index] % (rows * columns)
@@ -103,12 +108,15 @@ def _kept_per_frame(sample: Sample, patch_size: int) -> Iterator[torch.Tensor]:
 
 def _pack(samples: list[Sample], settings: LlavaViTSettings, device: torch.device | str | None) -> dict[str, Any]:
     patch = settings.patch_size
-    positions = [sample.positions(patch) for sample in samples]
+    merge = settings.merge_size
+    if merge > 1:
+        _check_blocks(samples, patch, merge)
+    positions = [sample.positions(patch, merge) for sample in samples]
     lengths = [len(rows) for rows in positions]
     pixel_values = empty_pixels((sum(lengths), 3, patch, patch), device)
     scale, start = mean_and_std(settings, device), 0
-    for patches in (patches for sample in samples for patches in _kept_per_frame(sample, patch)):
-        end = start + patches.shape[:2].numel()
+    for patches in (patches for sample in samples for patches in _kept_per_frame(sample, patch, merge)):
+        end = start + patches.shape[:-3].numel()
         if end > start:
             write_pixels(pixel_values[start:end].view(patches.shape), patches, settings, *scale)
         start = end
@@ -119,6 +127,22 @@ def _pack(samples: list[Sample], settings: LlavaViTSettings, device: torch.devic
         "cu_seqlens": cumulative_lengths(lengths),
         "max_seqlen": max(lengths),
     }
+
+
+def _check_blocks(samples: list[Sample], patch_size: int, merge_size: int) -> None:
+    """Checks that samples are whole, and whole blocks fill them."""
+    for index, sample in enumerate(samples):
+        _, rows, columns = sample.grid(patch_size)
+        if sample.kept is not None:
+            raise ValueError(
+                f"keep or scores with merge_size={merge_size}: blocks need whole frames. Put what a codec chose onto "
+                "canvases (examples/codec_assets.py), each an image of its own."
+            )
+        if rows % merge_size or columns % merge_size:
+            raise ValueError(
+                f"samples[{index}] has {rows} x {columns} patches, which blocks of merge_size={merge_size} do not "
+                "fill. Pass native_resolution=True, or a crop_size of whole blocks."
+            )
 
 
 def _stack(samples: list[Sample], settings: LlavaViTSettings, device: torch.device | str | None) -> dict[str, Any]:

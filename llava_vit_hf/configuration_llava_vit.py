@@ -10,8 +10,10 @@ from transformers.configuration_utils import PretrainedConfig
 NORM_TYPES = ("layer_norm", "rms_norm")
 # The rotary embedding splits half of a head's channels t:h:w = 4:6:6, so half a head is a multiple of 16.
 HEAD_DIM_MULTIPLE = 32
+# From frames to temporal positions; `temporal_positions` says how.
+TEMPORAL_RULES = ("round", "floor", "index")
 # Fields that are positive integers where they are not `None`.
-OPTIONAL_SIZES = ("rope_temporal_size",)
+OPTIONAL_SIZES = ("rope_temporal_size", "attention_window", "merger_output_size")
 
 
 class LlavaViTConfig(PretrainedConfig):
@@ -37,6 +39,7 @@ class LlavaViTConfig(PretrainedConfig):
         chunk_size_feed_forward: tokens that an encoder layer's MLP takes at a time, for less memory; 0 for all.
         rope_temporal_size: frames of the grid that `visible_indices` without `patch_positions` count, as in the
             released OneVision-Encoder; `None`: those of the pixels. Converted folders have 64.
+        use_post_norm: whether `layernorm_post` follows the last layer; the towers of later VLMs have none.
 
     Raises:
         ValueError: for values that no model can be built from; the message names the field.
@@ -73,8 +76,14 @@ class LlavaViTConfig(PretrainedConfig):
         initializer_range: float = 0.02,
         chunk_size_feed_forward: int = 0,
         rope_temporal_size: int | None = None,
+        use_post_norm: bool = True,
         **kwargs,
     ):
+        if kwargs.get("attention_window") is not None:
+            raise ValueError(
+                f"attention_window={kwargs['attention_window']!r}: the dense model attends over whole clips. Load a "
+                "packing folder, which has windows."
+            )
         self.hidden_size = hidden_size
         self.num_attention_heads = num_attention_heads
         self.num_hidden_layers = num_hidden_layers
@@ -92,23 +101,43 @@ class LlavaViTConfig(PretrainedConfig):
         self.initializer_range = initializer_range
         self.chunk_size_feed_forward = chunk_size_feed_forward
         self.rope_temporal_size = rope_temporal_size
+        self.use_post_norm = use_post_norm
         check_llava_vit_config(self)
         super().__init__(chunk_size_feed_forward=chunk_size_feed_forward, **kwargs)
 
 
 class LlavaViTPackingConfig(LlavaViTConfig):
-    """Configuration of [`LlavaViTPackingModel`]: the fields of [`LlavaViTConfig`].
+    """Configuration of [`LlavaViTPackingModel`]: the fields of [`LlavaViTConfig`], and those of VLMs' towers.
 
     `spatial_merge_size` and `temporal_patch_size` of old folders are kept as they are, like any field this class
-    does not know; the model merges no tokens and reads neither.
+    does not know; the model reads neither.
+
+    Args:
+        attention_window: frames that attend to each other: a clip of more is cut into windows of so many, the last
+            one shorter. `None`: a whole clip.
+        merge_size: the patches of a frame come in blocks of `merge_size x merge_size`, blocks and the patches in them
+            row by row; 1 for row by row.
+        merger_output_size: channels of the merger, which makes one token of a block; `None` for no merger.
+        temporal_rule: from frames to temporal positions as in training, which the processor applies: see
+            `temporal_positions`. `None`: the processor's default.
     """
 
     model_type = "llava_vit_packing"
     # Its one projection of queries, keys and values holds the heads of the three one after another.
     base_model_tp_plan = None
 
-    # transformers 5 would generate an `__init__` that forgets the parent's fields for a subclass without one.
-    def __init__(self, **kwargs):
+    def __init__(
+        self,
+        attention_window: int | None = None,
+        merge_size: int = 1,
+        merger_output_size: int | None = None,
+        temporal_rule: str | None = None,
+        **kwargs,
+    ):
+        self.attention_window = attention_window
+        self.merge_size = merge_size
+        self.merger_output_size = merger_output_size
+        self.temporal_rule = temporal_rule
         super().__init__(**kwargs)
 
 
@@ -121,10 +150,15 @@ def check_llava_vit_config(config: LlavaViTConfig) -> None:
         "intermediate_size",
         "patch_size",
         "image_size",
+        *(["merge_size"] if isinstance(config, LlavaViTPackingConfig) else []),
     )
     for name, least, expected in (
         *((size, 1, "a positive integer") for size in (*sizes, "num_channels")),
-        *((size, 1, "a positive integer or None") for size in OPTIONAL_SIZES if getattr(config, size) is not None),
+        *(
+            (size, 1, "a positive integer or None")
+            for size in OPTIONAL_SIZES
+            if getattr(config, size, None) is not None
+        ),
         ("chunk_size_feed_forward", 0, "an integer of at least 0"),
     ):
         value = getattr(config, name)
@@ -147,8 +181,12 @@ def check_llava_vit_config(config: LlavaViTConfig) -> None:
         value = getattr(config, name)
         if not isinstance(value, str) or value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, found {value!r}.")
-    if not isinstance(config.use_head, bool):
-        raise ValueError(f"use_head must be True or False, found {config.use_head!r}.")
+    for name in ("use_head", "use_post_norm"):
+        if not isinstance(getattr(config, name), bool):
+            raise ValueError(f"{name} must be True or False, found {getattr(config, name)!r}.")
+    rule = getattr(config, "temporal_rule", None)
+    if rule is not None and rule not in TEMPORAL_RULES:
+        raise ValueError(f"temporal_rule must be one of {TEMPORAL_RULES} or None, found {rule!r}.")
     head_dim, rest = divmod(config.hidden_size, config.num_attention_heads)
     if rest != 0:
         raise ValueError(

@@ -17,12 +17,13 @@ from numbers import Integral
 import numpy as np
 import torch
 
+from .configuration_llava_vit import TEMPORAL_RULES
+
 
 # A clip sits in a context of this many frames, whatever number of its frames is sampled.
 TEMPORAL_CONTEXT = 64
 # How the time of a frame becomes its position: the pretraining code's, the released OneVision snippet's, and that of
 # the VLMs built on it.
-TEMPORAL_RULES = ("round", "floor", "index")
 
 
 def patch_view(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -163,6 +164,35 @@ def grid_positions(
     )
 
 
+def window_lengths(grids: list[list[int]], window: int | None) -> list[int]:
+    """Tokens of each stretch that attends to itself: of samples `[t, h, w]`, cut into windows of so many frames, the
+    last of a sample shorter; with `None` whole samples."""
+    lengths = []
+    for frames, rows, columns in grids:
+        span = window or frames
+        lengths += [min(span, frames - start) * rows * columns for start in range(0, frames, span)]
+    return lengths
+
+
+def block_order(grid: list[int], merge_size: int) -> torch.Tensor:
+    """Where each row of a sample in block order is in `(t, h, w)` order: `(t * h * w,)`.
+
+    Per frame, blocks of `merge_size x merge_size` patches row by row, and row by row in a block.
+
+    Raises:
+        ValueError: if blocks do not fill the grid.
+    """
+    frames, rows, columns = grid
+    if rows % merge_size or columns % merge_size:
+        raise ValueError(
+            f"grid_thw: blocks of merge_size={merge_size} do not fill {rows} x {columns} patches. The processor of "
+            "this repo makes grids that they fill."
+        )
+    places = torch.arange(frames * rows * columns)
+    split = (frames, rows // merge_size, merge_size, columns // merge_size, merge_size)
+    return places.view(split).transpose(2, 3).reshape(-1)
+
+
 def cumulative_lengths(lengths: list[int] | torch.Tensor, device=None) -> torch.Tensor:
     """Boundaries of segments of the given lengths: `(samples + 1,)` int32, starting at 0 (`cu_seqlens`)."""
     lengths = torch.as_tensor(lengths, dtype=torch.int32, device=device)
@@ -204,16 +234,19 @@ def check_grid(grid_thw: torch.Tensor | list) -> list[list[int]]:
 
 
 def split_features(
-    features: torch.Tensor | np.ndarray, grid_thw: torch.Tensor | np.ndarray | list | None = None
+    features: torch.Tensor | np.ndarray,
+    grid_thw: torch.Tensor | np.ndarray | list | None = None,
+    merge_size: int = 1,
 ) -> list[torch.Tensor | np.ndarray]:
     """Splits packed features back into one array per sample, the inverse of packing.
 
     Args:
         features: `(total_tokens, C)` or `(1, total_tokens, C)`; a torch tensor or a numpy array.
         grid_thw: `(samples, 3)`.
+        merge_size: side of the blocks that rows come in; a repo's processor passes its own.
 
     Returns:
-        One `(t, h, w, C)` per sample, views of `features`.
+        One `(t, h, w, C)` per sample, views of `features` unless these came in blocks.
 
     Raises:
         ValueError: if the grid does not add up to the rows, or the features are a dense batch.
@@ -239,6 +272,10 @@ def split_features(
         )
     samples, start = [], 0
     for t, h, w in grids:
-        samples.append(features[start : start + t * h * w].reshape(t, h, w, -1))
+        rows = features[start : start + t * h * w]
+        if merge_size > 1:
+            back = block_order([t, h, w], merge_size).argsort()
+            rows = rows[back.numpy() if isinstance(rows, np.ndarray) else back.to(rows.device)]
+        samples.append(rows.reshape(t, h, w, -1))
         start += t * h * w
     return samples

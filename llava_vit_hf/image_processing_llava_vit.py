@@ -104,8 +104,7 @@ class LlavaViTImageProcessor(BaseImageProcessor):
         for name, value in (("height", height), ("width", width), ("frames", frames)):
             check_positive(name, value)
         check_sample("grid_for", frames, height, width, settings)
-        rows, columns = (side // settings.patch_size for side in output_size(height, width, settings))
-        return [frames, rows, columns]
+        return [frames, *settings.grid(*output_size(height, width, settings))]
 
     def get_number_of_image_patches(self, height: int, width: int, images_kwargs: dict[str, Any] | None = None) -> int:
         """Patches of an image of so many pixels, as transformers' processors count them."""

@@ -5,12 +5,14 @@ All raise a ValueError (of an unknown argument a TypeError) that names the argum
 expected.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import nn
 from transformers.utils import logging
 
+from .configuration_llava_vit import LlavaViTPackingConfig
 from .grid_llava_vit import TEMPORAL_CONTEXT, check_grid, check_integers
 
 
@@ -102,6 +104,42 @@ def check_visible_indices(
                 f"visible_indices must be from 0 to {limit - 1} for {shape}, found {low} to {high}.{meant}"
             )
     return places
+
+
+def check_blocks(
+    config: LlavaViTPackingConfig,
+    rows: int,
+    grid_thw: torch.Tensor | None,
+    patch_positions: torch.Tensor | None,
+    cu_seqlens: torch.Tensor | None,
+) -> None:
+    """Checks what windows and blocks of patches need of a pack: whole samples, in blocks, at places of their own."""
+    window, merge = config.attention_window, config.merge_size
+    if window is None and merge == 1:
+        return
+    needs = f"attention_window={window}" if window is not None else f"merge_size={merge}"
+    if grid_thw is None:
+        raise ValueError(f"grid_thw is missing: {needs} in the config needs it, beside cu_seqlens too.")
+    grids = check_grid(grid_thw)
+    tokens = sum(math.prod(grid) for grid in grids)
+    if tokens != rows:
+        raise ValueError(
+            f"grid_thw adds up to {tokens} tokens, but pixel_values has {rows} rows, and {needs} in the config needs "
+            "whole samples. What a codec chose goes onto canvases, each a sample of one frame."
+        )
+    if merge > 1:
+        for _, height, width in grids:
+            if height % merge or width % merge:
+                raise ValueError(
+                    f"grid_thw has {height} x {width} patches, which blocks of merge_size={merge} do not fill. This "
+                    "repo's processor makes such grids."
+                )
+        if patch_positions is None:
+            raise ValueError(f"patch_positions is missing: {needs} in the config says that rows come in blocks.")
+    if patch_positions is not None and _readable(patch_positions) and int(patch_positions.min()) < 0:
+        raise ValueError(
+            "patch_positions has -1, which marks the padding of canvases. Leave those rows out, or give them places."
+        )
 
 
 def warn_of_plain_times(frames: Iterable[int]) -> None:

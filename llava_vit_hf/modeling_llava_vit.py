@@ -170,7 +170,7 @@ class LlavaViTPreTrainedModel(PreTrainedModel):
         super().__init__(config)
         self.layernorm_pre = build_norm(config)
         self.encoder = LlavaViTEncoder(config, self.layer_class)
-        self.layernorm_post = build_norm(config)
+        self.layernorm_post = build_norm(config) if config.use_post_norm else nn.Identity()
         self.head = LlavaViTPoolingHead(config) if config.use_head else None
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -235,8 +235,14 @@ class LlavaViTPreTrainedModel(PreTrainedModel):
         output_attentions: bool,
         output_hidden_states: bool,
         return_dict: bool,
+        samples: Segments | None = None,
     ) -> BaseModelOutputWithPooling | tuple:
-        """From embedded patches `(..., C)` at `(t, h, w)` positions `(rows, 3)` to the model's output."""
+        """From embedded patches `(..., C)` at `(t, h, w)` positions `(rows, 3)` to the model's output.
+
+        Args:
+            segments: what attends to itself.
+            samples: what is pooled, where that is something else.
+        """
         layers = self.config.num_hidden_layers
         wanted = list(range(layers + 1)) if output_hidden_states else []
         if vision_feature_layer is not None:
@@ -258,14 +264,17 @@ class LlavaViTPreTrainedModel(PreTrainedModel):
         if complete:
             last_hidden_state = self.layernorm_post(hidden_states)
             if self.head is not None:
-                pooled = self.head(last_hidden_state.flatten(0, -2), segments)
-        output = BaseModelOutputWithPooling(
+                pooled = self.head(last_hidden_state.flatten(0, -2), segments if samples is None else samples)
+        output = self._output(
             last_hidden_state=last_hidden_state,
             pooler_output=pooled,
             hidden_states=kept,
             attentions=tuple(map(self._attention_weights, attentions)) if output_attentions else None,
         )
         return output if return_dict else output.to_tuple()
+
+    def _output(self, **fields) -> BaseModelOutputWithPooling:
+        return BaseModelOutputWithPooling(**fields)
 
     def _attention_weights(self, runs: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
         """A layer's weights, of each run, as the model returns them: a batch is a single run."""

@@ -2,6 +2,7 @@
 """The LLaVA-ViT packing model: images and clips of any size in one sequence of tokens, without padding."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -9,8 +10,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from .attention_llava_vit import LlavaViTPackingAttention
 from .configuration_llava_vit import LlavaViTPackingConfig
-from .grid_llava_vit import check_grid, check_integers, cumulative_lengths, grid_positions
-from .inputs_llava_vit import check_patches, refuse_unexpected, sample_lengths, warn_of_plain_times
+from .grid_llava_vit import check_grid, check_integers, cumulative_lengths, grid_positions, window_lengths
+from .inputs_llava_vit import check_blocks, check_patches, refuse_unexpected, sample_lengths, warn_of_plain_times
 from .modeling_llava_vit import LlavaViTLayer, LlavaViTPatchProjection, LlavaViTPreTrainedModel
 from .segments_llava_vit import Segments, needs_lengths, on_device, refuse_onnx, runs_of
 
@@ -29,11 +30,40 @@ class LlavaViTPackingEmbeddings(nn.Module):
         return self.proj(patches)
 
 
+@dataclass
+class LlavaViTPackingOutput(BaseModelOutputWithPooling):
+    """The output of [`LlavaViTPackingModel`].
+
+    Args:
+        merged_hidden_state: `(total_tokens / merge_size ** 2, merger_output_size)`, a token of each block of patches,
+            as a language model takes them; `None` without a merger.
+    """
+
+    merged_hidden_state: torch.FloatTensor | None = None
+
+
+class LlavaViTMerger(nn.Module):
+    """What a VLM puts between its tower and its language model: blocks of patches to tokens, by a norm and an MLP."""
+
+    def __init__(self, config: LlavaViTPackingConfig):
+        super().__init__()
+        self.width = config.hidden_size * config.merge_size**2
+        self.ln_q = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.mlp = nn.Sequential(
+            nn.Linear(self.width, self.width), nn.GELU(), nn.Linear(self.width, config.merger_output_size)
+        )
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        """`(tokens, C)` in block order to `(tokens / merge_size ** 2, merger_output_size)`."""
+        return self.mlp(self.ln_q(hidden_states).view(-1, self.width))
+
+
 class LlavaViTPackingModel(LlavaViTPreTrainedModel):
     """LLaVA-ViT over a pack of samples of any sizes.
 
     Attention spans a sample and nothing else: all frames of one clip are one segment of `t * h * w` tokens (not one
-    segment per frame, as in Qwen-VL). The contract of `hidden_states` is that of [`LlavaViTModel`].
+    segment per frame, as in Qwen-VL), unless the config has an `attention_window`. The contract of `hidden_states` is
+    that of [`LlavaViTModel`].
     """
 
     config_class = LlavaViTPackingConfig
@@ -43,6 +73,7 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
     def __init__(self, config: LlavaViTPackingConfig):
         super().__init__(config)
         self.patch_embed = LlavaViTPackingEmbeddings(config)
+        self.merger = LlavaViTMerger(config) if config.merger_output_size is not None else None
         self.post_init()
 
     @classmethod
@@ -84,14 +115,15 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
                 a sample in `(t, h, w)` order.
             grid_thw: `(samples, 3)` integer, patches along time, height and width. May stay on the CPU.
             patch_positions: `(total_tokens, 3)` integer `(t, h, w)` of every row; `grid_thw` then only gives the
-                lengths. Without it the frames of a clip are at `t = 0 ... T - 1`.
+                lengths. Without it the frames of a clip are at `t = 0 ... T - 1`, and with `merge_size` it is needed.
             cu_seqlens: `(samples + 1,)` int32, boundaries of the samples among the rows. Samples that keep only some
                 of their patches say so here, and then need `patch_positions`.
             max_seqlen: tokens of the longest sample. With `cu_seqlens`, `max_seqlen` and `patch_positions` from the
                 processor there is no device synchronisation, with a flash implementation or with `sdpa` on CUDA in
                 half precision; other settings read the lengths from CPU copies of `cu_seqlens` or `grid_thw` where
                 there is one.
-            output_attentions: also return `attentions`, per layer a tuple of one `(heads, tokens, tokens)` a sample.
+            output_attentions: also return `attentions`, per layer a tuple of one `(heads, tokens, tokens)` a sample
+                or window.
             output_hidden_states: also return `hidden_states`, each `(total_tokens, C)`.
             return_dict: `False` for a plain tuple.
             vision_feature_layer: see [`LlavaViTModel`].
@@ -100,7 +132,8 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
             unexpected: nothing; inputs of the dense model are refused by name.
 
         Returns:
-            `last_hidden_state` `(total_tokens, C)`, `pooler_output` `(samples, C)`, `hidden_states`, `attentions`.
+            `last_hidden_state` `(total_tokens, C)`, `pooler_output` `(samples, C)`, `hidden_states`, `attentions`, and
+            `merged_hidden_state` with a merger. Rows are in the order of `pixel_values`.
 
         Raises:
             TypeError: for arguments of other models, such as the dense model's `visible_indices`.
@@ -129,6 +162,7 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
         check_patches(self, pixel_values, **others)
         rows, device = pixel_values.shape[0], pixel_values.device
         lengths = sample_lengths(rows, max_seqlen=max_seqlen, **others)
+        check_blocks(self.config, rows, **others)
         if patch_positions is None:
             patch_positions = grid_positions(grid_thw)
             warn_of_plain_times(frames for frames, _, _ in check_grid(grid_thw))
@@ -142,8 +176,19 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
             lengths = cu_seqlens.diff().tolist() if lengths is None else lengths
             cu_seqlens, max_seqlen = cumulative_lengths(lengths), max(lengths)
         boundaries = on_device(cu_seqlens.to(torch.int32), device)
-        segments = Segments(boundaries, int(max_seqlen), kernel, runs=runs_of(lengths) if by_run else ())
-        return self._encode(embeddings, on_device(patch_positions, device), segments, vision_feature_layer, **asked)
+        segments = samples = Segments(boundaries, int(max_seqlen), kernel, runs=runs_of(lengths) if by_run else ())
+        if self.config.attention_window is not None:
+            spans = window_lengths(check_grid(grid_thw), self.config.attention_window)
+            boundaries = on_device(cumulative_lengths(spans), device)
+            segments = Segments(boundaries, max(spans), kernel, runs=runs_of(spans) if by_run else ())
+        positions = on_device(patch_positions, device)
+        return self._encode(embeddings, positions, segments, vision_feature_layer, **asked, samples=samples)
+
+    def _output(self, last_hidden_state: torch.Tensor | None, **fields) -> LlavaViTPackingOutput:
+        merged = None
+        if self.merger is not None and last_hidden_state is not None:
+            merged = self.merger(last_hidden_state)
+        return LlavaViTPackingOutput(last_hidden_state=last_hidden_state, **fields, merged_hidden_state=merged)
 
     def _attention_weights(self, runs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Weights `(count, heads, tokens, tokens)` per run to `(heads, tokens, tokens)` per sample."""

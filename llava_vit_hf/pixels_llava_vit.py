@@ -230,10 +230,12 @@ def _eight_bit(array: np.ndarray, name: str) -> np.ndarray:
 def resized_size(height: int, width: int, settings: LlavaViTSettings) -> tuple[int, int]:
     """`(height, width)` after resizing, before cropping."""
     if settings.fitted:
-        patch = settings.patch_size
-        grid = budget_grid(height, width, patch, *settings.budget)
-        kept = grid == (height // patch, width // patch)
-        return (height, width) if kept else (grid[0] * patch, grid[1] * patch)
+        unit, area = settings.unit, settings.merge_size**2
+        least, most = settings.budget
+        blocks = (None if least is None else -(-least // area), None if most is None else max(1, most // area))
+        grid = budget_grid(height, width, unit, *blocks)
+        kept = grid == (height // unit, width // unit)
+        return (height, width) if kept else (grid[0] * unit, grid[1] * unit)
     if settings.native or not settings.do_resize:
         return height, width
     if "shortest_edge" not in settings.size:
@@ -254,11 +256,12 @@ def output_size(height: int, width: int, settings: LlavaViTSettings) -> tuple[in
 
 def check_tokens(name: str, frames: int, height: int, width: int, settings: LlavaViTSettings) -> None:
     """Raises a ValueError for a sample smaller than a patch or of too many, by its size as the model gets it."""
-    patch = settings.patch_size
-    tokens = frames * (height // patch) * (width // patch)
+    unit = settings.unit
+    tokens = frames * math.prod(settings.grid(height, width))
     if tokens == 0:
+        what = "patch" if settings.merge_size == 1 else f"block of {settings.merge_size}x{settings.merge_size} patches"
         raise ValueError(
-            f"{name}: {width}x{height} pixels (width x height) is smaller than one patch of {patch}x{patch}. Enlarge "
+            f"{name}: {width}x{height} pixels (width x height) is smaller than one {what} of {unit}x{unit}. Enlarge "
             "it, or pass min_patches=1 or native_resolution=False to resize."
         )
     if tokens > settings.max_tokens:
@@ -318,8 +321,8 @@ def to_frame(image: PIL.Image.Image | np.ndarray, settings: LlavaViTSettings) ->
         image = resize_image(image, settings)
     array = np.array(image) if isinstance(image, PIL.Image.Image) else image
     if settings.native:
-        rows, columns = array.shape[0] // settings.patch_size, array.shape[1] // settings.patch_size
-        array = array[: rows * settings.patch_size, : columns * settings.patch_size]
+        rows, columns = array.shape[0] // settings.unit, array.shape[1] // settings.unit
+        array = array[: rows * settings.unit, : columns * settings.unit]
     elif settings.do_center_crop:
         array = centre(array, settings)
     if array.dtype != np.uint8:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.image_processing_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessorMixin
@@ -29,7 +30,10 @@ AUTO_CLASSES = {
     "AutoVideoProcessor": "video_processing_llava_vit.LlavaViTVideoProcessor",
 }
 # What images and videos of one call have in common: how their pixels are normalized and laid out.
-COMMON = (*("packing", "patch_size", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std"),)
+COMMON = (
+    *("packing", "patch_size", "merge_size", "do_rescale", "rescale_factor"),
+    *("do_normalize", "image_mean", "image_std"),
+)
 
 
 class LlavaViTProcessor(ProcessorMixin):
@@ -47,12 +51,17 @@ class LlavaViTProcessor(ProcessorMixin):
     def __init__(self, image_processor: LlavaViTImageProcessor):
         super().__init__(image_processor)
 
-    # Of packed features, one array per sample.
-    split_features = staticmethod(split_features)
     # Of inputs made one by one, those of one call with all samples: the `collate_fn` of a `DataLoader`.
     collate = staticmethod(join_inputs)
     codec_scores = staticmethod(codec_scores)
     decode_video = staticmethod(decode_video)
+
+    def split_features(
+        self, features: torch.Tensor | np.ndarray, grid_thw: torch.Tensor | np.ndarray | list | None = None
+    ) -> list[torch.Tensor | np.ndarray]:
+        """Of packed features `(total_tokens, C)` one `(t, h, w, C)` per sample, row by row also where the model takes
+        blocks; see `grid_llava_vit.split_features`."""
+        return split_features(features, grid_thw, self.image_processor.merge_size)
 
     @property
     def video_processor(self) -> LlavaViTVideoProcessor:

@@ -47,6 +47,8 @@ class LlavaViTSettings:
         temporal_rule: from frames to temporal positions: `"round"`, `"floor"` or `"index"`, see `temporal_positions`.
         codec_score: what `scores="codec"` scores by: `"motion+residual"`, `"motion"`, `"residual"` or `"bits"`.
         keep_first_frame: by `scores="codec"` keep a clip's first frame whole, of its `top_k`.
+        merge_size: of a packing repo whose model takes patches in blocks of `merge_size x merge_size`: a frame is cut
+            to whole blocks, and its patches come in their order. 1, the default: row by row.
         block: by `scores="codec"` keep single patches (1), or 2 x 2 at a time (2).
         input_data_format: `"channels_first"` or `"channels_last"`, for arrays whose shape does not tell. Not saved.
 
@@ -82,6 +84,7 @@ class LlavaViTSettings:
     codec_score: str = "motion+residual"
     keep_first_frame: bool = True
     block: int = 1
+    merge_size: int = 1
     input_data_format: str | None = None
 
     def __post_init__(self):
@@ -101,7 +104,7 @@ class LlavaViTSettings:
             elif name in ("max_patches", "min_patches", "max_pixels", "min_pixels"):
                 if value is not None:
                     check_positive(name, value)
-            elif name.startswith("max_") or name in ("patch_size", "temporal_context"):
+            elif name.startswith("max_") or name in ("patch_size", "temporal_context", "merge_size"):
                 check_positive(name, value)
         filters = [int(choice) for choice in PILImageResampling]
         if isinstance(self.resample, bool) or not isinstance(self.resample, int) or self.resample not in filters:
@@ -119,6 +122,8 @@ class LlavaViTSettings:
             value = getattr(self, name)
             if isinstance(value, bool) or value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, found {value!r}.")
+        if self.merge_size > 1 and not self.packing:
+            raise ValueError(f"merge_size={self.merge_size} is for packing: a dense model takes whole frames.")
         self._check_budget()
         _check_numbers("rescale_factor", self.rescale_factor, single=True)
         _check_numbers("image_mean", self.image_mean)
@@ -133,6 +138,15 @@ class LlavaViTSettings:
     def native(self) -> bool:
         """Whether images keep their size."""
         return bool(self.packing if self.native_resolution is None else self.native_resolution)
+
+    @property
+    def unit(self) -> int:
+        """Side in pixels of what a frame is cut into: a patch, or a block of them."""
+        return self.patch_size * self.merge_size
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Patches of a frame of so many pixels, along its height and width, in whole blocks."""
+        return height // self.unit * self.merge_size, width // self.unit * self.merge_size
 
     @property
     def budget(self) -> tuple[int | None, int | None]:

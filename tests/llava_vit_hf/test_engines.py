@@ -84,8 +84,8 @@ def test_counts_are_those_of_calls(processors):
         image_sizes=[(60, 90)], video_sizes=[(3, 60, 90)], images_kwargs={"max_patches": 1}, videos_kwargs={}
     )
     assert found["num_image_tokens"] == [1] and found["num_video_tokens"] == [3 * 24]
-    with pytest.raises(TypeError, match="merge_size"):
-        packing._get_num_multimodal_tokens(image_sizes=[(60, 90)], merge_size=2)
+    with pytest.raises(TypeError, match="spatial_merge_size"):
+        packing._get_num_multimodal_tokens(image_sizes=[(60, 90)], spatial_merge_size=2)
 
 
 @pytest.mark.parametrize("layer", [None, -2, [0, -1]], ids=str)
