@@ -59,8 +59,18 @@ class LlavaViTProcessor(ProcessorMixin):
     def split_features(
         self, features: torch.Tensor | np.ndarray, grid_thw: torch.Tensor | np.ndarray | list | None = None
     ) -> list[torch.Tensor | np.ndarray]:
-        """Of packed features `(total_tokens, C)` one `(t, h, w, C)` per sample, row by row also where the model takes
-        blocks; see `grid_llava_vit.split_features`."""
+        """Splits packed features back into one array per sample, the inverse of packing.
+
+        Args:
+            features: `(total_tokens, C)` or `(1, total_tokens, C)`; a torch tensor or a numpy array.
+            grid_thw: `(samples, 3)`.
+
+        Returns:
+            One `(t, h, w, C)` per sample, row by row also where the model takes blocks of patches.
+
+        Raises:
+            ValueError: if the grid does not add up to the rows, or the features are a dense batch.
+        """
         return split_features(features, grid_thw, self.image_processor.merge_size)
 
     @property

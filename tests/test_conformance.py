@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 from conversion.common.metrics import Bounds, compare
 from llava_vit_hf import (
     LlavaViTImageProcessor,
     LlavaViTModel,
+    LlavaViTPackingConfig,
     LlavaViTPackingModel,
     LlavaViTProcessor,
     codec_llava_vit,
@@ -249,3 +251,72 @@ def _ranks(values: np.ndarray) -> np.ndarray:
     """Equal values share the middle of their ranks."""
     _, place, count = np.unique(values, return_inverse=True, return_counts=True)
     return (np.cumsum(count) - (count - 1) / 2)[place]
+
+
+@pytest.fixture(scope="module")
+def tower(conformance, tmp_path_factory):
+    """The tower of `golden/ov2` with its merger, as a folder of ours; its inputs and outputs."""
+    folder, stored = tmp_path_factory.mktemp("tower"), conformance / "golden" / "ov2"
+    vision = json.loads((stored / "config.json").read_text())["vision_config"]
+    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")
+    config = LlavaViTPackingConfig(
+        **{name: vision[name] for name in (*names, "layer_norm_eps", "rope_theta", "use_head")},
+        use_post_norm=False,
+        attention_window=vision["frame_windows_size"],
+        merge_size=vision["spatial_merge_size"],
+        merger_output_size=vision["out_hidden_size"],
+        temporal_rule="index",
+    )
+    named = load_file(stored / "model.safetensors")
+    weights = {name.removeprefix("model.visual."): tensor for name, tensor in named.items()}
+    weights["patch_embed.proj.weight"] = weights.pop("embeddings.patch_embedding.weight")
+    model = LlavaViTPackingModel(config)
+    model.load_state_dict(weights, strict=True)
+    model.save_pretrained(folder)
+    with np.load(stored / "expected.npz") as arrays:
+        return folder, {name: arrays[name] for name in arrays.files}
+
+
+TOWER_BOUNDS = Bounds(relative_error=3e-5, max_abs=2e-3)
+TOWER_INPUTS = ("pixel_values", "grid_thw", "patch_positions")
+
+
+def tower_outputs(model, arrays: dict) -> dict[str, torch.Tensor]:
+    with torch.no_grad():
+        output = model(**{name: torch.from_numpy(arrays[name]) for name in TOWER_INPUTS}, output_hidden_states=True)
+    states = {f"hidden_states_{index}": state for index, state in enumerate(output.hidden_states)}
+    return {**states, "last_hidden_state": output.last_hidden_state, "merged": output.merged_hidden_state}
+
+
+def test_the_tower_of_a_vlm_matches_its_own_outputs(tower):
+    folder, arrays = tower
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    found = tower_outputs(model, arrays)
+    assert found.keys() == arrays.keys() - set(TOWER_INPUTS)
+    for name, states in found.items():
+        check(states, arrays[name], TOWER_BOUNDS)
+
+
+@pytest.mark.parametrize("fault", ["window", "no window", "raster", "plain times", "post norm"])
+def test_faults_of_a_tower_show(tower, fault):
+    folder, arrays = tower
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    if "window" in fault:
+        model.config.attention_window = None if fault == "no window" else 5
+    elif fault == "post norm":
+        model.layernorm_post = torch.nn.LayerNorm(128, eps=1e-6)
+    else:
+        positions, start = arrays["patch_positions"].copy(), 0
+        for t, h, w in arrays["grid_thw"].tolist():
+            rows = slice(start, start + t * h * w)
+            plain = np.stack(np.indices((t, h, w)), axis=-1).reshape(-1, 3)
+            if fault == "raster":
+                positions[rows, 1:] = plain[:, 1:]
+            else:
+                positions[rows, 0] = plain[:, 0]
+            start = rows.stop
+        arrays = {**arrays, "patch_positions": positions}
+    found = tower_outputs(model, arrays)
+    # The merger's own norm takes a norm before it back.
+    for name in ("last_hidden_state", "merged")[: 1 if fault == "post norm" else 2]:
+        assert TOWER_BOUNDS.check(compare(found[name], arrays[name])) != []

@@ -97,11 +97,15 @@ class TestConfig:
         assert CONFIGS[layout].from_dict(config.to_dict()).to_dict() == config.to_dict()
 
     def test_every_argument_is_kept(self, layout):
-        arguments = inspect.signature(LlavaViTConfig.__init__).parameters
+        arguments = {**inspect.signature(LlavaViTConfig.__init__).parameters}
+        arguments |= inspect.signature(CONFIGS[layout].__init__).parameters
         values = {"hidden_size": 128, "num_attention_heads": 4, "num_hidden_layers": 5, "intermediate_size": 7}
         values |= {"patch_size": 3, "image_size": 9, "num_channels": 1, "hidden_act": "relu", "head_norm_eps": 1e-4}
         values |= {"layer_norm_type": "rms_norm", "layer_norm_eps": 1e-3, "rope_theta": 2.0, "use_head": False}
         values |= {"attention_dropout": 0.5, "initializer_range": 0.1, "chunk_size_feed_forward": 3}
+        values |= {"rope_temporal_size": 6, "use_post_norm": False}
+        if layout == "packing":
+            values |= {"attention_window": 5, "merge_size": 3, "merger_output_size": 8, "temporal_rule": "index"}
         assert set(arguments) - {"self", "kwargs"} == set(values)
         config = CONFIGS[layout](**values)
         assert {name: getattr(config, name) for name in values} == values
