@@ -6,12 +6,12 @@ import math
 from transformers.activations import ACT2FN
 from transformers.configuration_utils import PretrainedConfig
 
+from .grid_llava_vit import TEMPORAL_RULES
+
 
 NORM_TYPES = ("layer_norm", "rms_norm")
 # The rotary embedding splits half of a head's channels t:h:w = 4:6:6, so half a head is a multiple of 16.
 HEAD_DIM_MULTIPLE = 32
-# From frames to temporal positions; `temporal_positions` says how.
-TEMPORAL_RULES = ("round", "floor", "index")
 # Fields that are positive integers where they are not `None`.
 OPTIONAL_SIZES = ("rope_temporal_size", "attention_window", "merger_output_size")
 

@@ -17,13 +17,12 @@ from numbers import Integral
 import numpy as np
 import torch
 
-from .configuration_llava_vit import TEMPORAL_RULES
-
 
 # A clip sits in a context of this many frames, whatever number of its frames is sampled.
 TEMPORAL_CONTEXT = 64
 # How the time of a frame becomes its position: the pretraining code's, the released OneVision snippet's, and that of
 # the VLMs built on it.
+TEMPORAL_RULES = ("round", "floor", "index")
 
 
 def patch_view(pixel_values: torch.Tensor, patch_size: int) -> torch.Tensor:

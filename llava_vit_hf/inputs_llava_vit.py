@@ -10,9 +10,9 @@ from collections.abc import Iterable
 
 import torch
 from torch import nn
+from transformers.configuration_utils import PretrainedConfig
 from transformers.utils import logging
 
-from .configuration_llava_vit import LlavaViTPackingConfig
 from .grid_llava_vit import TEMPORAL_CONTEXT, check_grid, check_integers
 
 
@@ -107,7 +107,7 @@ def check_visible_indices(
 
 
 def check_blocks(
-    config: LlavaViTPackingConfig,
+    config: PretrainedConfig,
     rows: int,
     grid_thw: torch.Tensor | None,
     patch_positions: torch.Tensor | None,
