@@ -137,6 +137,20 @@ def test_the_card_s_pin_holds_all_and_the_cards_name_each_other(hub, releaser):
         assert f"{sibling}@{pin_of(card_of(hub, sibling))}" in card
 
 
+def test_numbers_are_compared_with_a_repo_s(hub, releaser):
+    pin = pin_of(card_of(hub, PACKING))
+    command = f"python conversion/verify_model.py model_packing --compare_with {PACKING}"
+    said = releaser.run(f"{command}@{pin} --source demo/backbone.pt")
+    assert "that report is confirmed" in said and " published numbers are repeated here to 1%" in said
+    said = releaser.run(f"{command} --dtype bfloat16")
+    assert "| cpu | sdpa | bfloat16 | PASS |" in said and " published numbers are repeated here to 1%" in said
+    other = releaser.run(f"python conversion/verify_model.py model --dtype float32 --compare_with {PACKING}", code=1)
+    assert "differs from that report: model.safetensors: sha256 is" in other
+    assert "neither a file or folder here nor a repo with a verification.json" in releaser.run(
+        f"{command}-of-nobody --dtype float32", code=2
+    )
+
+
 def test_new_weights_are_refused_then_replaced_and_the_old_pin_still_passes(hub, releaser, tmp_path):
     old = {repo_id: card_of(hub, repo_id) for repo_id in (DENSE, PACKING)}
     heads = {repo_id: hub.repo(repo_id).at() for repo_id in old}
