@@ -86,15 +86,43 @@ class LlavaViTAttention(nn.Module):
         self, hidden_states: torch.Tensor, rotary: torch.Tensor, segments: Segments
     ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         """`(..., C)` to `(..., C)`, and with `eager` the weights of each run."""
+        states, weights = self.attend(*self.rotated(hidden_states, rotary), segments)
+        return self.project_output(states.reshape(*hidden_states.shape[:-1], -1)), weights
+
+    def rotated(
+        self, hidden_states: torch.Tensor, rotary: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`(..., C)` to queries and keys with their rotary embedding, and values, each `(tokens, heads, head_dim)`."""
         query, key, value = self.project(hidden_states)
         query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
         if value.dtype == torch.float16:
             # The one check for finite numbers: fused kernels may turn scores of -inf, of what is beyond float16, into
             # finite values. 0 * inf is NaN, which shows, and adding zero changes nothing else.
             value = value + 0 * query + 0 * key
+        return query, key, value
+
+    def attend(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, segments: Segments
+    ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+        """What the kernel makes of what `rotated` gives: `(tokens, heads, head_dim)`, and with `eager` the weights."""
         dropout = self.config.attention_dropout if self.training else 0.0
-        states, weights = segments.kernel(self, query, key, value, segments, dropout)
-        return self.project_output(states.reshape(*hidden_states.shape[:-1], -1)), weights
+        return segments.kernel(self, query, key, value, segments, dropout)
+
+    def attend_in_parts(
+        self, rows: torch.Tensor, norm: nn.Module, rotary: torch.Tensor, segments: Segments, most: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+        """As `attend(*rotated(norm(rows), rotary))`, for rows `(tokens, C)`, of which `most` are projected at a time:
+        beside them there is memory for queries, keys, values and what comes out, and for nothing between."""
+        whole = None
+        for start in range(0, len(rows), most):
+            part = slice(start, start + most)
+            projected = self.rotated(norm(rows[part]), rotary[part])
+            if whole is None:
+                whole = [rows.new_empty(len(rows), *states.shape[1:], dtype=states.dtype) for states in projected]
+            for states, written in zip(projected, whole, strict=True):
+                written[part] = states
+        del projected
+        return self.attend(*whole, segments)
 
 
 class LlavaViTPackingAttention(LlavaViTAttention):

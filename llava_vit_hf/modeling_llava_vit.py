@@ -27,6 +27,8 @@ logger = logging.get_logger(__name__)
 # on glibc maps and clears new memory for each; with fewer rows it weighs more that every matrix product lays out its
 # weights anew.
 CPU_ROWS = 2048
+# Of a longer sample so many rows are projected at a time, since what lies between is what memory is needed for.
+PROJECTED_ROWS = 512
 
 
 def build_norm(config: LlavaViTConfig) -> nn.Module:
@@ -79,25 +81,41 @@ class LlavaViTLayer(GradientCheckpointingLayer):
         self, hidden_states: torch.Tensor, rotary: torch.Tensor, segments: Segments
     ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         """`(..., C)` to `(..., C)`, and with `eager` the attention weights of each run."""
+        rows, most = hidden_states.flatten(0, -2), self.rows_at_a_time(hidden_states, self)
+        if self.chunk_size == 0 and most is not None and len(rows) > most:
+            output, weights = self.forward_in_parts(rows, rotary, segments, min(PROJECTED_ROWS, most))
+            return output.view_as(hidden_states), weights
         attended, weights = self.self_attn(self.layer_norm1(hidden_states), rotary, segments)
         hidden_states = hidden_states + attended
         return hidden_states + self.feed_forward(self.layer_norm2(hidden_states)), weights
 
+    def forward_in_parts(
+        self, rows: torch.Tensor, rotary: torch.Tensor, segments: Segments, most: int
+    ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
+        """As `forward` on rows `(tokens, C)`, all but the attention itself on `most` of them at a time."""
+        states, weights = self.self_attn.attend_in_parts(rows, self.layer_norm1, rotary, segments, most)
+        states, output = states.reshape(len(rows), -1), torch.empty_like(rows)
+        for start in range(0, len(rows), most):
+            part = slice(start, start + most)
+            between = rows[part] + self.self_attn.project_output(states[part])
+            output[part] = between + self.mlp(self.layer_norm2(between))
+        return output, weights
+
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         """The MLP, on some rows at a time where that saves memory or time."""
-        rows, most = hidden_states.flatten(0, -2), self.rows_at_a_time(hidden_states)
+        rows, most = hidden_states.flatten(0, -2), self.rows_at_a_time(hidden_states, self.mlp)
         if most is None or len(rows) <= most:
             return self.mlp(hidden_states)
         return torch.cat([self.mlp(part) for part in rows.split(most)]).view_as(hidden_states)
 
-    def rows_at_a_time(self, hidden_states: torch.Tensor) -> int | None:
-        """`chunk_size_feed_forward`, or `CPU_ROWS` for inference on a CPU unless a hook would see the parts."""
+    def rows_at_a_time(self, hidden_states: torch.Tensor, module: nn.Module) -> int | None:
+        """`chunk_size_feed_forward`, or `CPU_ROWS` for inference on a CPU unless a hook in `module` would see it."""
         if self.chunk_size > 0:
             return self.chunk_size
         if torch.compiler.is_compiling() or torch.is_grad_enabled() or hidden_states.device.type != "cpu":
             return None
         hooks = ("_forward_hooks", "_forward_pre_hooks", "_hf_hook")
-        hooked = any(getattr(module, hook, None) for module in self.mlp.modules() for hook in hooks)
+        hooked = any(getattr(one, hook, None) for one in module.modules() if one is not self for hook in hooks)
         return None if hooked else CPU_ROWS
 
 

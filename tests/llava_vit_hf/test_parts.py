@@ -70,3 +70,25 @@ def test_hooks_see_all_rows(small_parts, name):
     assert seen == [len(inputs["pixel_values"])]
     # Only within the MLP is there anything to give up for them.
     assert (max(small_parts) > ROWS) == name.startswith("mlp")
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_hook_on_attention_sees_all_rows(small_parts, layout):
+    """And the same bits as in parts."""
+    dense = dense_model()
+    model = dense if layout == "dense" else as_packing(dense)
+    inputs = (
+        {"pixel_values": random_pixels(1, 3, 40, 40)}
+        if layout == "dense"
+        else {
+            "pixel_values": random_pixels(100, 48),
+            "grid_thw": torch.tensor([[1, 10, 10]]),
+        }
+    )
+    in_parts, seen = outputs(model, **inputs), []
+    for layer in model.encoder.layers:
+        layer.self_attn.register_forward_hook(lambda _, given, __: seen.append(given[0].shape[:-1].numel()))
+    for actual, expected in zip(outputs(model, **inputs), in_parts, strict=True):
+        assert torch.equal(actual, expected)
+    assert seen == [100] * len(model.encoder.layers)

@@ -212,8 +212,8 @@ MUTATIONS = (
     Mutation(
         "whole_patches_of_the_other_end_in_dense",
         _SHIPPED,
-        "array = array[: rows * settings.patch_size, : columns * settings.patch_size]",
-        "array = array[-rows * settings.patch_size :, : columns * settings.patch_size]",
+        "array = array[: rows * settings.unit, : columns * settings.unit]",
+        "array = array[-rows * settings.unit :, : columns * settings.unit]",
     ),
     Mutation(
         "bgr",
