@@ -127,7 +127,9 @@ def model_file_names(folder: Path) -> list[str]:
     configs = [CONFIG, *(name for name in PROCESSOR_CONFIGS if (folder / name).is_file())]
     names = {*configs, *_weight_names(folder)}
     for name in configs:
-        names |= _code_names(folder, name, (config if name == CONFIG else read_json(folder / name)).get("auto_map"))
+        names |= code_file_names(
+            folder, name, (config if name == CONFIG else read_json(folder / name)).get("auto_map")
+        )
     missing = sorted(name for name in names if not (folder / name).is_file())
     if missing:
         raise PublishInputError(f"{folder} lacks {', '.join(missing)}, which its configuration or index names.")
@@ -244,7 +246,7 @@ def _weight_names(folder: Path) -> set[str]:
     return {WEIGHTS_INDEX, *shards.values()}
 
 
-def _code_names(folder: Path, config_name: str, auto_map: dict | None) -> set[str]:
+def code_file_names(folder: Path, config_name: str, auto_map: dict | None) -> set[str]:
     """The Python files that `auto_map` leads to, through relative imports, as the remote loader follows them."""
     check_shape(auto_map or {}, {str: (str, list)}, folder / config_name, PublishInputError, "auto_map")
     values = [[value] if isinstance(value, str) else value for value in (auto_map or {}).values()]

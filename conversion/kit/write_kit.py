@@ -20,7 +20,7 @@ from conversion.checkpoints.checkpoint import read_checkpoint
 from conversion.checkpoints.model_folder_writer import ConversionRequest, convert_folder, staging_folder
 from conversion.checkpoints.source_config import Source
 from conversion.common.files import sha256_of_file
-from conversion.common.model_folder import CONFIG, read_json
+from conversion.common.model_folder import CONFIG, PROCESSOR_CONFIGS, code_file_names, read_json
 from conversion.kit.cases import CHECKPOINTS, kit_cases, kit_weights
 from conversion.kit.check import rows_of
 from conversion.source.encoder import SourceConfig, SourceEncoder
@@ -88,6 +88,7 @@ def write_checkpoint(
     for layout in ("dense", "packing"):
         source = Source(read_checkpoint(backbone), config)
         convert_folder(ConversionRequest(str(backbone), layout, folder / layout), source=source)
+        leave_out_processor(folder / layout)
         for path in (folder / layout).glob("*.json"):
             remove_versions(path)
     cases = {name: samples for name, (_, samples) in kit_cases(config.patch_size).items()}
@@ -105,6 +106,16 @@ def write_checkpoint(
                 outputs[f"{fault}/{case}/{name}"] = array
         done()
     save_file(outputs, folder / "faults.safetensors")
+
+
+def leave_out_processor(folder: Path) -> None:
+    """Removes from a model folder what only its processor needs: the kit's inputs are patches already."""
+    for name in PROCESSOR_CONFIGS:
+        (folder / name).unlink()
+    wanted = code_file_names(folder, CONFIG, read_json(folder / CONFIG)["auto_map"])
+    for path in folder.glob("*.py"):
+        if path.name not in wanted:
+            path.unlink()
 
 
 def remove_versions(path: Path) -> None:

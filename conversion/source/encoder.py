@@ -31,6 +31,9 @@ class SourceConfig:
     `layer_norm_type` is `"layer_norm"` or `"rms_norm"`; `norm_eps=None` takes the source's epsilon for that type.
     `head_norm_eps` is that of the pooling head's norm, which is an RMSNorm in every variant.
 
+    The towers of later VLMs have no `ln_post` (`use_post_norm`), attend within windows of `attention_window` frames,
+    and may have a merger, which makes tokens of `merger_output_size` channels of blocks of `merge_size x merge_size`.
+
     Raises:
         ValueError: if the heads do not divide the hidden size, the head dim is not a multiple of 32, or
             `layer_norm_type` is unknown.
@@ -46,6 +49,10 @@ class SourceConfig:
     head_norm_eps: float = RMS_NORM_EPS
     rope_theta: float = 10000.0
     use_head: bool = True
+    use_post_norm: bool = True
+    attention_window: int | None = None
+    merge_size: int = 1
+    merger_output_size: int | None = None
 
     def __post_init__(self):
         if self.layer_norm_type not in ("layer_norm", "rms_norm"):
@@ -215,6 +222,26 @@ class PoolingHead(nn.Module):
         return pooled[0, 0]
 
 
+class Merger(nn.Module):
+    """What a VLM makes of a tower's tokens: each is normed, those of a block follow each other, then an MLP."""
+
+    def __init__(self, config: SourceConfig):
+        super().__init__()
+        self.merge_size = config.merge_size
+        width = config.hidden_size * config.merge_size**2
+        self.ln_q = nn.LayerNorm(config.hidden_size, eps=config.norm_eps)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, config.merger_output_size))
+
+    def forward(self, tokens: torch.Tensor, grid: torch.Tensor) -> torch.Tensor:
+        """Tokens `(N, C)` at the places `(N, 3)` of a grid, row by row, to `(N / merge_size ** 2, C')`, a frame's
+        blocks row by row."""
+        normed = self.ln_q(tokens)
+        blocks: dict[tuple[int, int, int], list[torch.Tensor]] = {}
+        for token, (t, h, w) in zip(normed, grid.tolist(), strict=True):
+            blocks.setdefault((t, h // self.merge_size, w // self.merge_size), []).append(token)
+        return self.mlp(torch.stack([torch.cat(blocks[place]) for place in sorted(blocks)]))
+
+
 class SourceEncoder(nn.Module):
     """The encoder of the pretraining code. Parameters carry the names of `backbone.pt`.
 
@@ -227,9 +254,12 @@ class SourceEncoder(nn.Module):
         self.conv1 = nn.Conv2d(3, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False)
         self.ln_pre = make_norm(config)
         self.transformer = Transformer(config)
-        self.ln_post = make_norm(config)
+        if config.use_post_norm:
+            self.ln_post = make_norm(config)
         if config.use_head:
             self.head = PoolingHead(config)
+        if config.merger_output_size is not None:
+            self.merger = Merger(config)
 
     @classmethod
     def from_state_dict(
@@ -267,7 +297,8 @@ class SourceEncoder(nn.Module):
         Returns:
             `hidden_states`, a list of `layers + 1` tensors `(B, N, C)`: the input of each layer, then the output of
             the last one before `ln_post`; `last_hidden_state` `(B, N, C)`, after `ln_post`; `pooled` `(B, C)`, or
-            None without a head. `B` is 1 for an input without batch dimension.
+            None without a head; `merged` `(B, N / merge_size ** 2, merger_output_size)`, or None without a merger. `B`
+            is 1 for an input without batch dimension.
 
         Raises:
             ValueError: if an argument has another shape, or both `positions` and `visible_indices` are given.
@@ -278,15 +309,16 @@ class SourceEncoder(nn.Module):
         positions = per_sample(positions, "positions", len(clips), ndim=2)
         visible_indices = per_sample(visible_indices, "visible_indices", len(clips), ndim=1)
         samples = [self._encode(*sample) for sample in zip(clips, positions, visible_indices, strict=True)]
-        states, tokens, pooled = zip(*samples, strict=True)
+        states, tokens, pooled, merged = zip(*samples, strict=True)
         return {
             "hidden_states": [torch.stack(layer) for layer in zip(*states, strict=True)],
             "last_hidden_state": torch.stack(tokens),
             "pooled": torch.stack(pooled) if self.config.use_head else None,
+            "merged": None if self.config.merger_output_size is None else torch.stack(merged),
         }
 
     def _encode(self, clip: torch.Tensor, positions, visible_indices):
-        """One clip `(3, T, H, W)`: hidden states, tokens `(N, C)` and pooled `(C,)`."""
+        """One clip `(3, T, H, W)`: hidden states, tokens `(N, C)`, pooled `(C,)` and merged."""
         x, grid = self.embed(clip)
         if visible_indices is not None:
             x, grid = x[visible_indices], grid[visible_indices]
@@ -294,11 +326,20 @@ class SourceEncoder(nn.Module):
             positions = grid
         elif positions.shape != grid.shape:
             raise ValueError(f"positions must be {tuple(grid.shape)} for each sample, found {tuple(positions.shape)}.")
-        states, x = self.encode(x, positions)
-        return states, x, self.head(x) if self.config.use_head else None
+        if self.config.attention_window is None:
+            states, x = self.encode(x, positions)
+        else:
+            # Frames by their number in the clip, whatever time they are at.
+            windows = (grid[:, 0] // self.config.attention_window).unique_consecutive(return_counts=True)[1].tolist()
+            parts = zip(x.split(windows), positions.split(windows), strict=True)
+            found, ends = zip(*(self.encode(*part) for part in parts), strict=True)
+            states, x = [torch.cat(layer) for layer in zip(*found, strict=True)], torch.cat(ends)
+        merged = None if self.config.merger_output_size is None else self.merger(x, grid)
+        return states, x, self.head(x) if self.config.use_head else None, merged
 
     def encode(self, x: torch.Tensor, positions: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Hidden states and the tokens after `ln_post` of embedded tokens `(N, C)` at `positions` `(N, 3)`."""
+        """Hidden states and the tokens after `ln_post` of embedded tokens `(N, C)` at `positions` `(N, 3)`, each
+        attends to all."""
         angles = rotary_angles(positions.to(x.device), self.config.head_dim, self.config.rope_theta)
         cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
         x = self.ln_pre(x)
@@ -306,7 +347,7 @@ class SourceEncoder(nn.Module):
         for layer in self.transformer.layers:
             x = layer(x, cos, sin)
             states.append(x)
-        return states, self.ln_post(x)
+        return states, self.ln_post(x) if self.config.use_post_norm else x
 
     def embed(self, clip: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens `(N, C)` of a clip `(3, T, H, W)` and their places `(N, 3)` on its grid, row-major."""

@@ -12,7 +12,7 @@ from conversion.common.metrics import Bounds, compare
 from conversion.source.encoder import SourceConfig, SourceEncoder
 from conversion.source.peaked_weights import peaked_state_dict
 from llava_vit_hf import LlavaViTModel, LlavaViTPackingModel
-from llava_vit_hf.grid_llava_vit import frame_positions, patchify, temporal_positions
+from llava_vit_hf.grid_llava_vit import block_order, frame_positions, patchify, temporal_positions
 
 
 BOUNDS = Bounds(relative_error=2e-5, max_abs=5e-4)
@@ -60,3 +60,48 @@ def test_converted_models_match_the_oracle(name):
             module.eps = 1e-4
     wrong = dense(clip[None], patch_positions=positions[None]).last_hidden_state
     assert BOUNDS.check(compare(wrong, expected["last_hidden_state"])) != []
+
+
+@torch.no_grad()
+def test_a_tower_matches_the_oracle_in_windows_and_blocks():
+    """A clip of seven frames in windows of three, at raw frame numbers, its patches in blocks of two by two."""
+    config = SourceConfig(
+        **{"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 3, "intermediate_size": 128},
+        **{"patch_size": 4, "use_head": False, "use_post_norm": False, "attention_window": 3, "merge_size": 2},
+        merger_output_size=24,
+    )
+    weights = peaked_state_dict(config)
+    oracle = SourceEncoder.from_state_dict(config, weights)
+    names = {"merge_size": 2, "merger_output_size": 24, "attention_window": 3, "use_post_norm": False}
+    plain = SourceConfig(64, 2, 3, 128, 4, use_head=False)
+    target = model_config(plain, "packing")
+    for name, value in names.items():
+        setattr(target, name, value)
+    model = LlavaViTPackingModel(target).eval()
+    own = {name: tensor for name, tensor in weights.items() if not name.startswith("merger.")}
+    # A tower has no norm there, so the table gets one to rename, which is left out again.
+    own |= {"ln_post.weight": torch.ones(64), "ln_post.bias": torch.zeros(64)}
+    renamed = converted_state_dict(
+        Checkpoint.from_state_dict(own), table_between("source", "packing"), model_config(plain, "packing")
+    )
+    state = {name: tensor for name, tensor in renamed.items() if not name.startswith("layernorm_post")}
+    model.load_state_dict({**state, **{name: weights[name] for name in weights if name.startswith("merger.")}})
+
+    clip = torch.randn(3, 7, 16, 24, generator=torch.Generator().manual_seed(1))
+    raster = frame_positions(torch.tensor([0, 5, 6, 20, 21, 50, 90]), 4, 6)
+    expected = oracle(clip, positions=raster)
+    patches = patchify(clip.transpose(0, 1), 4).flatten(0, 1)
+
+    def run(order: torch.Tensor):
+        found = model(patches[order], torch.tensor([[7, 4, 6]]), raster[order], output_hidden_states=True)
+        return [*found.hidden_states, found.last_hidden_state], found.merged_hidden_state
+
+    blocks = block_order([7, 4, 6], 2)
+    states, merged = run(blocks)
+    for actual, reference in zip(states, [*expected["hidden_states"], expected["last_hidden_state"]], strict=True):
+        assert BOUNDS.check(compare(actual, reference[0][blocks])) == []
+    assert BOUNDS.check(compare(merged, expected["merged"][0])) == []
+    # Negative controls: rows in another order, and another window.
+    assert BOUNDS.check(compare(run(torch.arange(168))[1], expected["merged"][0])) != []
+    model.config.attention_window = 4
+    assert BOUNDS.check(compare(run(blocks)[0][-1], expected["last_hidden_state"][0][blocks])) != []
