@@ -19,6 +19,10 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
+# Attention weights that a backward works out at a time where there is no fused one.
+WEIGHTS_AT_ONCE = 2**24
+
+
 @dataclass(frozen=True, eq=False)
 class Segments:
     """The samples of a pack as attention sees them, made once per forward and never inside a layer.
@@ -209,21 +213,44 @@ def _segment_attention(
 def _segment_attention_gradients(
     gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, cu_seqlens: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of `_segment_attention`, with the weights `P` worked out again: `dV = P^T dO`,
-    `dS = P (dP - sum(P dP))` for `dP = dO V^T`, `dQ = scale dS K`, `dK = scale dS^T Q`."""
+    """Gradients of `_segment_attention`, of each run as a batch."""
     runs, pooling = _runs(query, cu_seqlens)
-    gradients, scale = ([], [], []), query.shape[-1] ** -0.5
-    precise = torch.promote_types(query.dtype, torch.float32)
+    gradients: tuple[list[torch.Tensor], ...] = ([], [], [])
     parts = (_by_run(gradient, runs, pooling), _by_run(query, runs, pooling), _by_run(key, runs), _by_run(value, runs))
+    function = _fused_gradients if query.device.type == "cpu" else _gradients_in_blocks
     for states in zip(*parts, strict=True):
-        out, q, k, v = (part.to(precise) for part in states)
-        weights = (scale * q @ k.transpose(2, 3)).softmax(-1)
-        change = out @ v.transpose(2, 3)
-        change = weights * (change - (weights * change).sum(-1, keepdim=True))
-        found = (scale * change @ k, scale * change.transpose(2, 3) @ q, weights.transpose(2, 3) @ out)
-        for rows, part in zip(gradients, found, strict=True):
+        for rows, part in zip(gradients, function(*states), strict=True):
             rows.append(part.transpose(1, 2).flatten(0, 1).to(query.dtype))
     return tuple(torch.cat(rows) for rows in gradients)
+
+
+def _fused_gradients(
+    out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """By the backward of PyTorch's fused attention for CPUs, after its forward once more: no weights are kept."""
+    aten = torch.ops.aten
+    states, sums = aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, False)
+    return aten._scaled_dot_product_flash_attention_for_cpu_backward(out, query, key, value, states, sums, 0.0, False)
+
+
+def _gradients_in_blocks(
+    out: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """With the weights `P` worked out again for some queries at a time, so that memory grows with the tokens alone:
+    `dV = P^T dO`, `dS = P (dP - sum(P dP))` for `dP = dO V^T`, `dQ = scale dS K`, `dK = scale dS^T Q`."""
+    precise, scale = torch.promote_types(query.dtype, torch.float32), query.shape[-1] ** -0.5
+    k, v = key.to(precise), value.to(precise)
+    of_keys, of_values, of_queries = torch.zeros_like(k), torch.zeros_like(v), []
+    at_once = max(1, WEIGHTS_AT_ONCE // (query.shape[:2].numel() * key.shape[2]))
+    for q, o in zip(query.split(at_once, dim=2), out.split(at_once, dim=2), strict=True):
+        q, o = q.to(precise), o.to(precise)
+        weights = (scale * q @ k.transpose(2, 3)).softmax(-1)
+        change = o @ v.transpose(2, 3)
+        change = weights * (change - (weights * change).sum(-1, keepdim=True))
+        of_queries.append(scale * change @ k)
+        of_keys += scale * change.transpose(2, 3) @ q
+        of_values += weights.transpose(2, 3) @ o
+    return torch.cat(of_queries, dim=2), of_keys, of_values
 
 
 def _segment_attention_shape(query: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
