@@ -233,7 +233,9 @@ class LlavaViTPreTrainedModel(PreTrainedModel):
             )
             implementation = "eager"
         dropout = self.config.attention_dropout if self.training else 0.0
-        return attention_kernel(implementation, states, dropout, batch)
+        # Compiled one by one (`layer.compile()`), layers would be compiled anew for every number of runs.
+        compiled = any(layer._compiled_call_impl is not None for layer in self.encoder.layers)
+        return attention_kernel(implementation, states, dropout, batch, compiled)
 
     def _asked(self, vision_feature_layer: object = None, **asked: bool | None) -> dict[str, bool]:
         """Which outputs to return: the arguments, and the config's values where they are `None`."""

@@ -59,7 +59,9 @@ def runs_of(lengths: Sequence[int]) -> tuple[tuple[int, int], ...]:
     return tuple((len(list(group)), length) for length, group in groupby(lengths))
 
 
-def attention_kernel(implementation: str, states: torch.Tensor, dropout: float, batch: bool = False) -> Callable:
+def attention_kernel(
+    implementation: str, states: torch.Tensor, dropout: float, batch: bool = False, compiled: bool = False
+) -> Callable:
     """How to attend over such states, decided once per forward: one of the `attend_by_...` below.
 
     A kernel takes the module that attends (transformers' functions read `is_causal` from it), queries, keys and values
@@ -68,11 +70,12 @@ def attention_kernel(implementation: str, states: torch.Tensor, dropout: float, 
 
     Args:
         batch: the samples have one length, so a compiler sees one run whatever their number.
+        compiled: whether what attends is compiled, though this forward is not.
     """
     if implementation == "sdpa" and dropout == 0:
         if (varlen := varlen_attention(states)) is not None:
             return partial(attend_by_varlen, varlen)
-        if torch.compiler.is_compiling() and not batch:
+        if (compiled or torch.compiler.is_compiling()) and not batch:
             return attend_by_operator
     return partial(attend_by_flash if "flash" in implementation else attend_by_run, attention_function(implementation))
 

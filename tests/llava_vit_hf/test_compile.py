@@ -261,3 +261,34 @@ def test_dropout_is_applied_in_a_compiled_forward(layout):
     compiled = torch.compile(model.train())
     first, second = (compiled(**inputs).last_hidden_state for _ in range(2))
     assert (first - second).abs().max() > 0.1 and (first - expected).abs().max() > 0.1
+
+
+@needs_compiler
+@pytest.mark.parametrize("training", [False, True], ids=["inference", "training"])
+def test_layers_compiled_one_by_one_are_not_compiled_anew_for_every_pack(graphs, training):
+    """Ten packs of one to ten samples of many sizes; what is compiled for a layer is taken for the others."""
+    packing = as_packing(dense_model())
+    packs = [
+        [(1, 2 + index % 3, 3), *[(1 + count % 2, 3 + count % 4, 2 + index) for count in range(index)]]
+        for index in range(10)
+    ]
+    expected = []
+    for seed, grids in enumerate(packs):
+        output = packing(**bookkept(grids, seed)).last_hidden_state
+        output.square().mean().backward()
+        expected.append((output.detach(), packing.encoder.layers[0].mlp.fc1.weight.grad.clone()))
+        packing.zero_grad()
+    for layer in packing.encoder.layers:
+        layer.compile(dynamic=True)
+    for seed, grids in enumerate(packs):
+        with torch.set_grad_enabled(training):
+            output = packing(**bookkept(grids, seed)).last_hidden_state
+        torch.testing.assert_close(output, expected[seed][0], rtol=0, atol=2e-4)
+        if training:
+            output.square().mean().backward()
+            found = packing.encoder.layers[0].mlp.fc1.weight.grad
+            torch.testing.assert_close(
+                found, expected[seed][1], rtol=0, atol=1e-3 * expected[seed][1].abs().max().item()
+            )
+            packing.zero_grad()
+    assert graphs() <= 3, "more than two were compiled anew"
