@@ -104,6 +104,7 @@ def run_conversion(options: argparse.Namespace, layout: str, source_layout: str 
         revision=options.revision,
         source_layout=source_layout,
         prefix=getattr(options, "prefix", ""),
+        with_merger=getattr(options, "with_merger", True),
     )
 
     def verify(folder: Path, source: Source) -> None:

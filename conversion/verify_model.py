@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from conversion.checkpoints.checkpoint import CheckpointError  # noqa: E402
+from conversion.checkpoints.checkpoint import CheckpointError, read_checkpoint  # noqa: E402
 from conversion.checkpoints.hub_configs import variant_names  # noqa: E402
 from conversion.checkpoints.source_config import read_source  # noqa: E402
 from conversion.command_line import add_time_budget  # noqa: E402
@@ -125,11 +125,14 @@ def _verify(options: argparse.Namespace, backends: list[Backend]) -> int:
     if stored is not None and heads is None and options.model_name == "auto" and options.source is not None:
         heads = stored["source"]["config"]["num_attention_heads"]
     weights, prefix = (options.source, options.prefix) if options.source else (options.folder, "")
-    source = read_source(weights, options.revision, options.model_name, heads, prefix=prefix)
+    converted = read_checkpoint(options.folder)
+    # Of a VLM's tower the folder may have the merger or not.
+    with_merger = (converted.config or {}).get("merger_output_size") is not None
+    source = read_source(weights, options.revision, options.model_name, heads, prefix=prefix, with_merger=with_merger)
     request = VerificationRequest(
         folder=options.folder,
         source=source,
-        converted=None if options.source else source.checkpoint,
+        converted=converted if options.source else source.checkpoint,
         attn_implementation=options.attn_implementation,
         time_budget=options.time_budget,
     )

@@ -54,6 +54,7 @@ class ConversionRequest:
         dtype: name of the dtype to store; None keeps the checkpoint's.
         source_layout: the layout that the weights must have; None takes any.
         prefix: of the encoder's names in a larger model.
+        with_merger: whether a merger beside the encoder is converted, too.
     """
 
     weights: str
@@ -67,6 +68,7 @@ class ConversionRequest:
     revision: str | None = None
     source_layout: str | None = None
     prefix: str = ""
+    with_merger: bool = True
 
 
 def convert_folder(
@@ -93,6 +95,7 @@ def convert_folder(
             request.num_attention_heads,
             request.source_layout,
             request.prefix,
+            request.with_merger,
         )
     with staging_folder(request.output_dir, request.overwrite) as folder:
         summary = write_model_folder(source, request, folder)
@@ -105,7 +108,8 @@ def write_model_folder(source: Source, request: ConversionRequest, folder: Path)
     """Writes weights, `config.json` with `auto_map`, code and processor configuration into `folder`."""
     checkpoint = source.checkpoint
     config = model_config(source.config, request.layout, checkpoint.config)
-    table = table_between(checkpoint.layout, request.layout)
+    with_merger = source.config.merger_output_size is not None
+    table = table_between(checkpoint.layout, request.layout, with_merger)
     summary = convert_weights(checkpoint, table, config, folder, request.dtype, request.max_shard_size)
     summary.dropped.update(dropped_config_fields(checkpoint.config, request.layout))
     config.dtype = summary.dtype
@@ -139,6 +143,9 @@ def build_processor(config, layout: str, stored: dict | None = None) -> LlavaViT
     """
     fields = {name: stored[name] for name in KEPT_PROCESSOR_FIELDS if stored and stored.get(name) is not None}
     fields = {"size": config.image_size, "crop_size": config.image_size} | fields
+    if layout == "packing":
+        fields |= {"merge_size": config.merge_size}
+        fields |= {} if config.temporal_rule is None else {"temporal_rule": config.temporal_rule}
     return LlavaViTProcessor(
         LlavaViTImageProcessor(patch_size=config.patch_size, packing=layout == "packing", **fields)
     )

@@ -1,5 +1,5 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
-"""Parameter and configuration names of the three layouts, as data.
+"""Parameter and configuration names of the four layouts, as data.
 
 `PARAMETERS` has one row per kind of parameter and one column per layout; every table between two layouts, and its
 inverse, is derived from it. In a name, `[layer]` stands for a layer's number and `[parameter]` for `weight` or `bias`;
@@ -10,11 +10,15 @@ going from one to three splits, from three to one concatenates.
 from dataclasses import dataclass
 
 
-LAYOUTS = ("source", "dense", "packing")
-"""Columns of `PARAMETERS`: `backbone.pt`, `LlavaViTModel` (and OneVision-Encoder) and `LlavaViTPackingModel`."""
+LAYOUTS = ("source", "dense", "packing", "tower")
+"""Columns of `PARAMETERS`: `backbone.pt`, `LlavaViTModel` (and OneVision-Encoder), `LlavaViTPackingModel`, and what the
+VLMs have below `model.visual.`: LLaVA-OneVision-2, and with the very same names Mage-VL."""
 
 _LAYER = "encoder.layers.[layer]."
 _SOURCE_LAYER = "transformer.layers.[layer]."
+
+MERGER = ("merger.ln_q.[parameter]", "merger.mlp.0.[parameter]", "merger.mlp.2.[parameter]")
+"""What makes a VLM's tokens of a tower's; the dense model has none."""
 
 _SAME_IN_ALL = (
     "head.probe",
@@ -23,6 +27,7 @@ _SAME_IN_ALL = (
     "head.norm.[parameter]",
     "head.mlp.fc1.[parameter]",
     "head.mlp.fc2.[parameter]",
+    *MERGER,
 )
 _SAME_IN_CONVERTED = (
     ("ln_pre.[parameter]", "layernorm_pre.[parameter]"),
@@ -33,20 +38,25 @@ _SAME_IN_CONVERTED = (
     ("ln_post.[parameter]", "layernorm_post.[parameter]"),
 )
 
-PARAMETERS: tuple[tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] = (
-    (("conv1.weight",), ("embeddings.patch_embedding.weight",), ("patch_embed.proj.weight",)),
+PARAMETERS: tuple[tuple[tuple[str, ...], ...], ...] = (
+    (
+        ("conv1.weight",),
+        ("embeddings.patch_embedding.weight",),
+        ("patch_embed.proj.weight",),
+        ("embeddings.patch_embedding.weight",),
+    ),
     (
         (_SOURCE_LAYER + "attn.in_proj.[parameter]",),
         tuple(_LAYER + f"self_attn.{part}_proj.[parameter]" for part in "qkv"),
-        (_LAYER + "self_attn.qkv.[parameter]",),
+        *[(_LAYER + "self_attn.qkv.[parameter]",)] * 2,
     ),
     (
         (_SOURCE_LAYER + "attn.out_proj.[parameter]",),
         (_LAYER + "self_attn.out_proj.[parameter]",),
-        (_LAYER + "self_attn.proj.[parameter]",),
+        *[(_LAYER + "self_attn.proj.[parameter]",)] * 2,
     ),
-    *(((source,), (converted,), (converted,)) for source, converted in _SAME_IN_CONVERTED),
-    *(((name,), (name,), (name,)) for name in _SAME_IN_ALL),
+    *(((source,), *[(converted,)] * 3) for source, converted in _SAME_IN_CONVERTED),
+    *(((name,),) * len(LAYOUTS) for name in _SAME_IN_ALL),
 )
 
 DROPPED_PARAMETERS: tuple[tuple[str, str], ...] = tuple(
@@ -56,6 +66,12 @@ DROPPED_PARAMETERS: tuple[tuple[str, str], ...] = tuple(
 )
 """Tensors of old files that no layout holds, each with the reason."""
 
+DROPPED_MERGER: tuple[tuple[str, str], ...] = tuple(
+    (template.replace("[parameter]", parameter), "the merger is the VLM's, not the encoder's; --with_merger keeps it")
+    for template in MERGER
+    for parameter in ("weight", "bias")
+)
+
 LAYOUT_MARKERS = {
     "source": ("conv1.weight", "ln_pre.weight", "transformer.layers.0.attn.in_proj.weight"),
     "dense": (
@@ -64,6 +80,7 @@ LAYOUT_MARKERS = {
         "encoder.layers.0.self_attn.q_proj.weight",
     ),
     "packing": ("patch_embed.proj.weight", "layernorm_pre.weight", "encoder.layers.0.self_attn.qkv.weight"),
+    "tower": ("embeddings.patch_embedding.weight", "layernorm_pre.weight", "encoder.layers.0.self_attn.qkv.weight"),
 }
 """Names that a state dict of the layout has, and one of another architecture has not, all of them."""
 
@@ -86,8 +103,11 @@ class Table:
     drops: tuple[tuple[str, str], ...] = DROPPED_PARAMETERS
 
 
-def table_between(source_layout: str, target_layout: str) -> Table:
+def table_between(source_layout: str, target_layout: str, with_merger: bool = True) -> Table:
     """Derives the table between two of `LAYOUTS` from `PARAMETERS`.
+
+    Args:
+        with_merger: whether a merger is converted, or else dropped.
 
     Raises:
         ValueError: if a layout is unknown.
@@ -98,11 +118,14 @@ def table_between(source_layout: str, target_layout: str) -> Table:
     source, target = LAYOUTS.index(source_layout), LAYOUTS.index(target_layout)
     rules = []
     for row in PARAMETERS:
+        if not with_merger and row[source][0] in MERGER:
+            continue
         if len(row[source]) == len(row[target]):
             rules.extend(Rule((old,), (new,)) for old, new in zip(row[source], row[target], strict=True))
         else:
             rules.append(Rule(row[source], row[target]))
-    return Table(source_layout, target_layout, tuple(rules))
+    drops = DROPPED_PARAMETERS + (() if with_merger else DROPPED_MERGER)
+    return Table(source_layout, target_layout, tuple(rules), drops)
 
 
 MODEL_TYPE_LAYOUTS = {"llava_vit": "dense", "onevision_encoder": "dense", "llava_vit_packing": "packing"}
@@ -121,6 +144,27 @@ CONFIG_ARCHITECTURE = {
     "use_head": "use_head",
 }
 """Fields of `config.json` that say what the encoder computes, to those of `SourceConfig`."""
+
+CONFIG_TOWER = {
+    name: name for name in ("use_post_norm", "attention_window", "merge_size", "merger_output_size", "temporal_rule")
+}
+"""The same, of those that only towers have; the dense model's `config.json` has the first alone."""
+
+VISION_CONFIG = {
+    "frame_windows_size": "attention_window",
+    "spatial_merge_size": "merge_size",
+    "out_hidden_size": "merger_output_size",
+}
+"""Fields of a VLM's `vision_config` that have other names in ours."""
+
+VISION_DEFAULTS = {"attention_window": 4, "merge_size": 2}
+"""What a `vision_config` means that does not say it."""
+
+VISION_FIXED = {"temporal_rule": "index"}
+"""What every such tower does: times are frame numbers. Whether it has a head and a last norm, its weights tell."""
+
+TOWER_PREFIX = "model.visual."
+"""What the names of a tower start with in the VLMs' checkpoints."""
 
 CONFIG_KEPT = ("image_size", "attention_dropout", "initializer_range", "rope_temporal_size")
 """Fields carried over from an existing `config.json` as they are, for both models."""

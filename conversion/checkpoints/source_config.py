@@ -16,6 +16,7 @@ from conversion.checkpoints.rename_tables import (
     CONFIG_KEPT,
     CONFIG_KEPT_PACKING,
     CONFIG_REQUIRED,
+    CONFIG_TOWER,
     CONTEXT_FRAMES,
     MODEL_TYPE_LAYOUTS,
     table_between,
@@ -28,6 +29,8 @@ from llava_vit_hf import LlavaViTConfig, LlavaViTPackingConfig
 AUTO = "auto"
 
 _DEFAULT_STORED_EPS = 1e-6
+# Of `SourceConfig`, beside the number of heads.
+_NOT_IN_WEIGHTS = ("norm_eps", "head_norm_eps", "rope_theta", "attention_window", "merge_size", "temporal_rule")
 _UNKNOWN_FIELD = "not a field of this encoder's configuration"
 
 
@@ -46,12 +49,14 @@ def read_source(
     num_attention_heads: int | None = None,
     layout: str | None = None,
     prefix: str = "",
+    with_merger: bool = True,
 ) -> Source:
     """Opens a checkpoint, as `read_checkpoint`, and tells its configuration, as `infer_source_config`.
 
     Args:
         layout: that the weights must have; None takes any.
         prefix: of the encoder's names in a larger model.
+        with_merger: whether a merger beside the encoder is part of it.
 
     Raises:
         CheckpointError: as these two, and for weights of another layout.
@@ -62,11 +67,14 @@ def read_source(
             f"{weights} holds {checkpoint.layout} weights, expected a {layout} model folder. "
             "convert_llava_vit_to_hf.py and convert_llava_vit_packing_to_hf.py take any layout."
         )
-    return Source(checkpoint, infer_source_config(checkpoint, model_name, num_attention_heads))
+    return Source(checkpoint, infer_source_config(checkpoint, model_name, num_attention_heads, with_merger))
 
 
 def infer_source_config(
-    checkpoint: Checkpoint, model_name: str = AUTO, num_attention_heads: int | None = None
+    checkpoint: Checkpoint,
+    model_name: str = AUTO,
+    num_attention_heads: int | None = None,
+    with_merger: bool = True,
 ) -> SourceConfig:
     """Tells the configuration of a checkpoint of any layout.
 
@@ -78,6 +86,7 @@ def infer_source_config(
     Args:
         model_name: a variant's name, or `"auto"`.
         num_attention_heads: needed with `"auto"` for a checkpoint without `config.json`.
+        with_merger: whether a merger that is there counts.
 
     Raises:
         CheckpointError: if the name is unknown, any two of weights, name, `config.json` and argument contradict each
@@ -85,6 +94,8 @@ def infer_source_config(
             weights have shapes that no such encoder has.
     """
     sizes = _sizes_from_weights(checkpoint)
+    if not with_merger:
+        sizes["merger_output_size"] = None
     claims, named = [], {}
     if model_name != AUTO:
         if model_name not in variant_names():
@@ -95,6 +106,8 @@ def infer_source_config(
         named = read_architecture(model_name)
         claims.append((f"model_name {model_name}", named))
     stored = stored_architecture(checkpoint)
+    if not with_merger:
+        stored.pop("merger_output_size", None)
     if stored:
         claims.append((f"config.json of {checkpoint.location}", stored))
     if num_attention_heads is not None:
@@ -103,7 +116,7 @@ def infer_source_config(
         _require_agreement(origin, claim, sizes, checkpoint.location)
     heads = _agreed_heads(claims, checkpoint.location)
     supplied = named | stored
-    extra = {name: supplied[name] for name in ("norm_eps", "head_norm_eps", "rope_theta") if name in supplied}
+    extra = {name: supplied[name] for name in _NOT_IN_WEIGHTS if name in supplied}
     try:
         return SourceConfig(num_attention_heads=heads, **sizes, **extra)
     except ValueError as error:
@@ -130,7 +143,8 @@ def stored_architecture(checkpoint: Checkpoint) -> dict:
             raise CheckpointError(
                 f"config.json of {checkpoint.location} says {name}={config[name]!r}; this encoder has {required!r}."
             )
-    fields = {ours: config[theirs] for theirs, ours in CONFIG_ARCHITECTURE.items() if config.get(theirs) is not None}
+    names = CONFIG_ARCHITECTURE | CONFIG_TOWER
+    fields = {ours: config[theirs] for theirs, ours in names.items() if config.get(theirs) is not None}
     fields.setdefault("norm_eps", _DEFAULT_STORED_EPS)
     fields.setdefault("head_norm_eps", fields["norm_eps"])
     for name in ("norm_eps", "head_norm_eps", "rope_theta"):
@@ -138,6 +152,12 @@ def stored_architecture(checkpoint: Checkpoint) -> dict:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
             raise CheckpointError(
                 f"config.json of {checkpoint.location}: {name} must be a positive number, found {value!r}."
+            )
+    for name in ("attention_window", "merge_size", "merger_output_size"):
+        value = fields.get(name, 1)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise CheckpointError(
+                f"config.json of {checkpoint.location}: {name} must be a positive integer, found {value!r}."
             )
     return fields
 
@@ -151,7 +171,12 @@ def model_config(
         layout: `"dense"` or `"packing"`.
         stored: an existing `config.json`, whose other fields (`image_size`, ...) are carried over.
         dtype: of the weights that the configuration is written beside.
+
+    Raises:
+        CheckpointError: if the dense model cannot compute it.
     """
+    if layout == "dense":
+        _refuse_tower(source_config)
     config_class, model_class = {
         "dense": (LlavaViTConfig, "LlavaViTModel"),
         "packing": (LlavaViTPackingConfig, "LlavaViTPackingModel"),
@@ -161,15 +186,32 @@ def model_config(
     if fields.get("rope_temporal_size") is None:
         fields["rope_temporal_size"] = CONTEXT_FRAMES
     source = asdict(source_config)
-    fields |= {theirs: source[ours] for theirs, ours in CONFIG_ARCHITECTURE.items()}
+    fields |= {theirs: source[ours] for theirs, ours in _architecture_of(layout).items()}
     return config_class(**fields, architectures=[model_class], dtype=dtype)
 
 
 def dropped_config_fields(stored: dict | None, layout: str) -> dict[str, str]:
     """The fields of an existing `config.json` that `model_config` leaves out, each with the reason."""
-    known = {*CONFIG_ARCHITECTURE, *CONFIG_KEPT, *CONFIG_REQUIRED}
+    known = {*_architecture_of(layout), *CONFIG_KEPT, *CONFIG_REQUIRED}
     known |= set(CONFIG_KEPT_PACKING) if layout == "packing" else set()
     return {name: CONFIG_DROPPED.get(name, _UNKNOWN_FIELD) for name in stored or () if name not in known}
+
+
+def _architecture_of(layout: str) -> dict[str, str]:
+    """Fields of a layout's `config.json` to those of `SourceConfig`."""
+    return CONFIG_ARCHITECTURE | (CONFIG_TOWER if layout == "packing" else {"use_post_norm": "use_post_norm"})
+
+
+def _refuse_tower(config: SourceConfig) -> None:
+    """Raises for what only a packing model has."""
+    plain = {"attention_window": None, "merge_size": 1, "merger_output_size": None}
+    for name, value in plain.items():
+        if getattr(config, name) != value:
+            raise CheckpointError(
+                f"{name}={getattr(config, name)}: the weights are those of a VLM's tower, whose windows and blocks "
+                "the dense model does not have. Convert to a packing folder (convert_vlm_tower_to_hf.py), or put them "
+                "back with put_tower_into_vlm.py."
+            )
 
 
 def _sizes_from_weights(checkpoint: Checkpoint) -> dict:
@@ -197,6 +239,8 @@ def _sizes_from_weights(checkpoint: Checkpoint) -> dict:
         "patch_size": patch[2],
         "layer_norm_type": "layer_norm" if "ln_pre.bias" in shapes else "rms_norm",
         "use_head": any(name.startswith("head.") for name in shapes),
+        "use_post_norm": "ln_post.weight" in shapes,
+        "merger_output_size": shapes.get("merger.mlp.2.weight", (None,))[0],
     }
 
 

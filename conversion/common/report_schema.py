@@ -35,7 +35,7 @@ _SHAPE = {
     "inputs": {str: {"description": str, "grids": [[int]], "sha256": str}},
     "bounds": {str: {**_BOUNDS, "times_own_rounding?": NUMBER, "tightest_relative_error?": NUMBER}},
     "cases": [{**_CASE, "arrays": {"hidden_states?": [_METRICS]}}],
-    "controls": [{**_CONTROL, "kind?": str}],
+    "controls": [{**_CONTROL, "kind?": str, "array?": str}],
     "diagnosis?": [str],
     "checks_version?": int,
     "seconds_by_part?": {str: NUMBER},

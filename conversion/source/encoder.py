@@ -33,6 +33,8 @@ class SourceConfig:
 
     The towers of later VLMs have no `ln_post` (`use_post_norm`), attend within windows of `attention_window` frames,
     and may have a merger, which makes tokens of `merger_output_size` channels of blocks of `merge_size x merge_size`.
+    `temporal_rule` says where their frames are put, and is not read here: `"index"`, at their number in the video;
+    None, in the 64-frame context.
 
     Raises:
         ValueError: if the heads do not divide the hidden size, the head dim is not a multiple of 32, or
@@ -53,6 +55,7 @@ class SourceConfig:
     attention_window: int | None = None
     merge_size: int = 1
     merger_output_size: int | None = None
+    temporal_rule: str | None = None
 
     def __post_init__(self):
         if self.layer_norm_type not in ("layer_norm", "rms_norm"):

@@ -18,7 +18,7 @@ from conversion.source.encoder import SourceEncoder
 from conversion.verification.backends import Backend, absent_row, margin_of, result_of
 from conversion.verification.cases import BATCH, IMAGE, MIXED, VIDEO, Case
 from conversion.verification.double_precision import in_double
-from conversion.verification.faults import FAULTS, Fault
+from conversion.verification.faults import Fault
 from conversion.verification.findings import Finding, outcome_of
 from conversion.verification.judging import float32_bounds, half_bounds, judge_fault, judge_outputs, rounding_of
 from conversion.verification.loaded_model import ModelUnderTest, SampleOutput, oracle_outputs
@@ -57,10 +57,11 @@ class BackendChecks:
         folder: the model folder; its code is executed.
         oracle: in float32, on its device.
         cases: by name.
+        faults: that can be planted.
     """
 
-    def __init__(self, folder, oracle: SourceEncoder, cases: dict[str, Case]):
-        self.folder, self.oracle, self.cases = folder, oracle, cases
+    def __init__(self, folder, oracle: SourceEncoder, cases: dict[str, Case], faults: tuple[Fault, ...]):
+        self.folder, self.oracle, self.cases, self.faults = folder, oracle, cases, faults
         self.expected = {name: self._oracle_on(oracle, name) for name in CASES}
         with in_double(oracle):
             exact = self._oracle_on(oracle, MIXED)
@@ -108,7 +109,7 @@ class BackendChecks:
             started = time.monotonic()
             judgement = judge_outputs(model.run(self.cases[name]), self.expected[name], bounds)
             yield Finding(self.cases[name], backend.dtype, judgement, time.monotonic() - started)
-        for fault in faults_on(backend):
+        for fault in faults_on(backend, self.faults):
             started = time.monotonic()
             case = self.cases[fault.case]
             with fault.plant(model.model) if fault.plant else nullcontext():
@@ -117,9 +118,9 @@ class BackendChecks:
             yield Finding(case, backend.dtype, judgement, time.monotonic() - started, fault=fault)
 
 
-def faults_on(backend: Backend) -> tuple[Fault, ...]:
-    """The structural faults; of a compiled model those in its inputs, as others would be compiled anew each."""
-    structural = tuple(fault for fault in FAULTS if fault.kind == "structural")
+def faults_on(backend: Backend, faults: tuple[Fault, ...]) -> tuple[Fault, ...]:
+    """The structural ones; of a compiled model those in its inputs, as others would be compiled anew each."""
+    structural = tuple(fault for fault in faults if fault.kind == "structural")
     return tuple(fault for fault in structural if fault.edit_positions) if backend.compiled else structural
 
 

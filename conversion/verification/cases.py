@@ -5,11 +5,13 @@ Like the oracle, this file imports nothing of `llava_vit_hf`: pixels, positions 
 """
 
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from PIL import Image
+
+from conversion.source.encoder import SourceConfig
 
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -37,23 +39,30 @@ class Sample:
         kept: indices of the patches that are kept, in `(t, h, w)` order of the sampled frames, or None for all.
         padded: whether a dense model gets what is kept as `visible_indices` of the padded 64-frame clip, and not as
             those of the sampled frames with their positions beside them.
+        numbers: where a clip's frames are put by their number in the video: those numbers, `(T,)`; else None.
+        merge_size: frames are cut to whole blocks of `merge_size x merge_size` patches.
     """
 
     frames: np.ndarray
     is_clip: bool = False
     kept: np.ndarray | None = None
     padded: bool = False
+    numbers: np.ndarray | None = None
+    merge_size: int = 1
 
     @property
     def times(self) -> np.ndarray:
-        """Positions of the frames in the 64-frame context, half to even: `(T,)` int64."""
+        """Positions of the frames: their numbers, or in the 64-frame context, half to even: `(T,)` int64."""
         frames = len(self.frames)
+        if self.numbers is not None:
+            return self.numbers
         steps = np.arange(frames) * (CONTEXT_FRAMES - 1) / max(frames - 1, 1)
         return np.rint(steps).astype(np.int64) if self.is_clip else np.zeros(frames, dtype=np.int64)
 
     def grid(self, patch_size: int) -> tuple[int, int, int]:
         frames, height, width, _ = self.frames.shape
-        return frames, height // patch_size, width // patch_size
+        unit = patch_size * self.merge_size
+        return frames, height // unit * self.merge_size, width // unit * self.merge_size
 
     def positions(self, patch_size: int) -> torch.Tensor:
         """`(t, h, w)` of every kept patch: `(N, 3)` int64."""
@@ -123,6 +132,20 @@ def unpack_patches(patches: torch.Tensor, grid: tuple[int, int, int], patch_size
     return pixels.reshape(3, frames, rows * patch_size, columns * patch_size)
 
 
+def rows_in_blocks(grid: tuple[int, int, int], merge_size: int) -> np.ndarray:
+    """Which patch of the grid, in `(t, h, w)` order, each row is where rows come in blocks: `(t * h * w,)`."""
+    frames, rows, columns = grid
+    places = [
+        (t * rows + h) * columns + w
+        for t in range(frames)
+        for top in range(0, rows, merge_size)
+        for left in range(0, columns, merge_size)
+        for h in range(top, top + merge_size)
+        for w in range(left, left + merge_size)
+    ]
+    return np.array(places)
+
+
 def image_sample(height: int, width: int, phase: float) -> Sample:
     return Sample(rings(height, width, phase)[None])
 
@@ -140,7 +163,48 @@ def sparse(sample: Sample, patch_size: int, seed: int, padded: bool) -> Sample:
 
 IMAGE, VIDEO, MIXED, MULTI = "image_448", "video_224", "mixed", "multi"
 NATIVE, BATCH, PADDED = "native", "batch", "padded"
+# Frames of a video from one to the next, where they are put by their number: not the same, and none at 0.
+FIRST_NUMBER, NUMBER_STEPS = 3, (2, 5, 1, 7)
 MULTI_IMAGES, MULTI_CLIPS = (224, 336, 1008), (378, 518)
+
+
+def frame_numbers(frames: int) -> np.ndarray:
+    """Numbers of the frames of a clip in its video, by formula: `(frames,)`."""
+    steps = [NUMBER_STEPS[index % len(NUMBER_STEPS)] for index in range(frames - 1)]
+    return np.cumsum([FIRST_NUMBER, *steps])
+
+
+def cases_of(config: SourceConfig) -> list[Case]:
+    """All cases for a model but the biggest pack. A tower takes no clips that keep only some of their patches."""
+    cases = build_cases(config.patch_size)
+    if not is_tower(config):
+        return cases
+    return [as_in_towers(case, config) for case in cases if case.name != PADDED]
+
+
+def as_in_towers(case: Case, config: SourceConfig) -> Case:
+    """The case with frames cut to whole blocks, and clips that are put where the config says; that of an image and a
+    clip has two clips, of which the last window is a shorter one."""
+    window = config.attention_window
+    if case.name == MIXED and window is not None:
+        clips = (clip_sample(112, 168, 3.0, frames=2 * window + 1), clip_sample(64, 96, 4.5, frames=window + 1))
+        description = f"an image, and clips of {2 * window + 1} and {window + 1} frames"
+        case = Case(MIXED, description, (case.samples[0], *clips))
+
+    def adapted(sample: Sample) -> Sample:
+        numbers = frame_numbers(len(sample.frames)) if sample.is_clip and config.temporal_rule == "index" else None
+        # At least two blocks each way, so that their order shows.
+        least = 2 * config.patch_size * config.merge_size
+        high, wide = (max(1, -(-least // side)) for side in sample.frames.shape[1:3])
+        frames = sample.frames.repeat(high, axis=1).repeat(wide, axis=2)
+        return replace(sample, frames=frames, numbers=numbers, merge_size=config.merge_size)
+
+    return replace(case, samples=tuple(map(adapted, case.samples)))
+
+
+def is_tower(config: SourceConfig) -> bool:
+    """Whether an encoder is computed or fed as those of VLMs are."""
+    return config.attention_window is not None or config.merge_size > 1 or config.temporal_rule == "index"
 
 
 def build_cases(patch_size: int) -> list[Case]:

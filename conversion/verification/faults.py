@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import nn
 
+from conversion.source.encoder import SourceConfig
 from conversion.verification.cases import BATCH, MIXED
 
 
@@ -21,6 +23,7 @@ class Fault:
         edit_positions: changes the positions `(N, 3)` that the model is given.
         plant: a context manager that changes the model.
         leak: samples attend to each other.
+        array: where it shows.
     """
 
     name: str
@@ -30,6 +33,7 @@ class Fault:
     edit_positions: Callable[[torch.Tensor], torch.Tensor] | None = None
     plant: Callable | None = None
     leak: bool = False
+    array: str = "last_hidden_state"
 
     def __post_init__(self):
         # At import: later, a typing error would look like a model folder that does not run.
@@ -99,6 +103,82 @@ def tanh_gelu(model: nn.Module) -> Iterator[None]:
             block.activation_fn = activation
 
 
+@contextmanager
+def longer_windows(model: nn.Module) -> Iterator[None]:
+    """Windows of a frame more."""
+    model.config.attention_window += 1
+    try:
+        yield
+    finally:
+        model.config.attention_window -= 1
+
+
+@contextmanager
+def joined_windows(model: nn.Module) -> Iterator[None]:
+    """The last two windows of a pack, of which in `MIXED` one is a sample's end and one the next one's start,
+    attend to each other."""
+    module = sys.modules[type(model).__module__]
+    original = module.window_lengths
+
+    def across_samples(grids: list[list[int]], window: int | None) -> list[int]:
+        spans = original(grids, window)
+        last = len(original(grids[-1:], window))
+        before, first = spans[-last - 1], spans[-last]
+        return [*spans[: -last - 1], before + first, *spans[len(spans) - last + 1 :]]
+
+    module.window_lengths = across_samples
+    try:
+        yield
+    finally:
+        module.window_lengths = original
+
+
+@contextmanager
+def transposed_blocks(model: nn.Module) -> Iterator[None]:
+    """The merger takes the patches of a block column by column."""
+    merge = model.config.merge_size
+
+    def transposed(_, inputs: tuple) -> tuple:
+        (tokens,) = inputs
+        return (tokens.view(-1, merge, merge, tokens.shape[-1]).transpose(1, 2).reshape_as(tokens),)
+
+    handle = model.merger.register_forward_pre_hook(transposed)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def another_norm(model: nn.Module) -> Iterator[None]:
+    """A norm after the last layer, where there is none."""
+    original = model.layernorm_post
+    model.layernorm_post = nn.LayerNorm(model.config.hidden_size, eps=1e-6, elementwise_affine=False)
+    try:
+        yield
+    finally:
+        model.layernorm_post = original
+
+
+def _row_by_row(positions: torch.Tensor) -> torch.Tensor:
+    """Positions of each frame row by row, whatever the order of its patches."""
+    _, lengths = positions[:, 0].unique_consecutive(return_counts=True)
+    frames = positions.split(lengths.tolist())
+    return torch.cat([frame[torch.from_numpy(np.lexsort(frame.numpy().T[::-1]))] for frame in frames])
+
+
+def _frames_from_zero(positions: torch.Tensor) -> torch.Tensor:
+    """The frames of a clip at 0, 1, 2, ... and not at their numbers; images, which are at 0, stay there."""
+    times = positions[:, 0]
+    starts = torch.cat([torch.ones(1, dtype=torch.bool), times[1:] != times[:-1]])
+    # A clip starts where time goes back, or where it leaves the 0 of images.
+    clips = starts & torch.cat([times[:1] > 0, (times[1:] < times[:-1]) | (times[:-1] == 0)])
+    number = starts.long().cumsum(0)
+    first = torch.where(clips, number, 0).cummax(0).values
+    plain = torch.where(times > 0, number - first, 0)
+    return torch.cat([plain[:, None], positions[:, 1:]], dim=1)
+
+
 def _exchange(attention: nn.Module) -> None:
     if hasattr(attention, "qkv"):
         for parameter in (attention.qkv.weight, attention.qkv.bias):
@@ -133,3 +213,34 @@ FAULTS = (
     Fault("epsilon", "epsilons of all norms times 10", BATCH, "numeric", plant=larger_epsilons),
     Fault("tanh_gelu", "tanh approximation for the exact GELU", BATCH, "numeric", plant=tanh_gelu),
 )
+
+TOWER_FAULTS = (
+    Fault("window_off_by_one", "windows of a frame more", MIXED, plant=longer_windows),
+    Fault("window_across_samples", "a window across two samples", MIXED, plant=joined_windows),
+    Fault("block_order_ignored", "positions row by row, of patches in blocks", MIXED, edit_positions=_row_by_row),
+    Fault(
+        "merge_transposed",
+        "the patches of a block column by column in the merger",
+        BATCH,
+        plant=transposed_blocks,
+        array="merged_hidden_state",
+    ),
+    Fault("post_norm_added", "a norm after the last layer", BATCH, plant=another_norm),
+    Fault("frames_from_zero", "frames at t = 0, 1, 2, ... and not at their numbers", MIXED, edit_positions=_frames_from_zero),
+)
+"""Of what only the towers of VLMs have."""
+
+
+def faults_of(config: SourceConfig) -> tuple[Fault, ...]:
+    """The faults that can be planted in a model."""
+    possible = {
+        # Two images are a clip of two frames then.
+        "leak": config.attention_window != 1,
+        "window_off_by_one": config.attention_window is not None,
+        "window_across_samples": config.attention_window is not None,
+        "block_order_ignored": config.merge_size > 1,
+        "merge_transposed": config.merge_size > 1 and config.merger_output_size is not None,
+        "post_norm_added": not config.use_post_norm,
+        "frames_from_zero": config.temporal_rule == "index",
+    }
+    return tuple(fault for fault in FAULTS + TOWER_FAULTS if possible.get(fault.name, True))

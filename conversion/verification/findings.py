@@ -82,6 +82,7 @@ def _control(finding: Finding, fault: Fault, weights: str) -> dict:
         "kind": fault.kind,
         "detected": finding.judgement.tells_a_fault,
         "weights": weights,
-        "metrics": finding.judgement.metrics["last_hidden_state"],
+        "array": fault.array,
+        "metrics": finding.judgement.metrics[fault.array],
         "reasons": finding.judgement.reasons,
     }

@@ -16,6 +16,7 @@ from conversion.verification.cases import (
     clip_sample,
     image_sample,
     normalize,
+    rows_in_blocks,
     unpack_patches,
 )
 from conversion.verification.judging import PIXELS
@@ -55,38 +56,41 @@ def epsilon_reasons(folder: Path, config: SourceConfig) -> tuple[list[str], list
     return reasons, [f"{name} {value!r}" for name, value in found.items()]
 
 
-def image_comparisons(model: ModelUnderTest, stored: dict) -> list[tuple[str, Comparison, Bounds]]:
+def image_comparisons(model: ModelUnderTest, stored: dict, config: SourceConfig) -> list[tuple[str, Comparison, Bounds]]:
     """Pixels of an image through the processor, in every mode.
 
     Args:
         stored: the source's own processor configuration, whose resizing is to be kept; empty for the default.
+        config: of the source.
     """
     image = IMAGE_INPUT.samples[0].frames[0]
     found = []
     for name, switch, native in _modes(model):
         inputs = model.processor(images=[image], **switch)
-        actual = _frames(model, inputs)[:, 0]
-        expected = _expected_frames(model, stored, image[None], native)[:, 0]
+        actual = _frames(model, inputs, config)[:, 0]
+        expected = _expected_frames(model, stored, image[None], native, config)[:, 0]
         found.append((f"pixel_values{name}", compare(actual, expected), PIXELS))
     return found
 
 
-def clip_comparisons(model: ModelUnderTest, stored: dict) -> list[tuple[str, Comparison, Bounds]]:
+def clip_comparisons(model: ModelUnderTest, stored: dict, config: SourceConfig) -> list[tuple[str, Comparison, Bounds]]:
     """Which frames of a clip are sampled, and where they are put, in every mode, against both worked out here.
 
     Args:
-        stored: as for `image_comparisons`.
+        stored, config: as for `image_comparisons`.
     """
     frames = CLIP_INPUT.samples[0].frames
-    sample = Sample(frames[np.linspace(0, len(frames) - 1, DEFAULT_FRAMES, dtype=int)], is_clip=True)
+    numbers = np.linspace(0, len(frames) - 1, DEFAULT_FRAMES, dtype=int)
+    by_number = config.temporal_rule == "index"
+    sample = Sample(frames[numbers], is_clip=True, numbers=numbers if by_number else None)
     found = []
     for name, switch, native in _modes(model):
         inputs = model.processor(videos=[frames], num_frames=DEFAULT_FRAMES, **switch)
-        expected = _expected_frames(model, stored, sample.frames, native)
+        expected = _expected_frames(model, stored, sample.frames, native, config)
         rows, columns = (side // model.patch_size for side in expected.shape[-2:])
         places = np.stack(np.meshgrid(sample.times, range(rows), range(columns), indexing="ij"), axis=-1)
-        positions = inputs["patch_positions"].reshape(-1, 3)
-        found.append((f"pixel_values{name}", compare(_frames(model, inputs), expected), PIXELS))
+        positions = inputs["patch_positions"].reshape(-1, 3)[_raster(inputs, config)]
+        found.append((f"pixel_values{name}", compare(_frames(model, inputs, config), expected), PIXELS))
         found.append((f"patch_positions{name}", compare(positions, places.reshape(-1, 3)), EXACT))
     return found
 
@@ -101,22 +105,32 @@ def _modes(model: ModelUnderTest) -> list[tuple[str, dict, bool]]:
     ]
 
 
-def _frames(model: ModelUnderTest, inputs: dict) -> torch.Tensor:
+def _raster(inputs: dict, config: SourceConfig) -> slice | np.ndarray:
+    """The rows of the one sample that inputs hold, in `(t, h, w)` order."""
+    if config.merge_size == 1:
+        return slice(None)
+    return np.argsort(rows_in_blocks(tuple(inputs["grid_thw"][0].tolist()), config.merge_size))
+
+
+def _frames(model: ModelUnderTest, inputs: dict, config: SourceConfig) -> torch.Tensor:
     """Pixels `(3, T, H, W)` of the one sample that inputs hold, in whole patches."""
     pixels = inputs["pixel_values"]
     if model.is_packing:
-        return unpack_patches(pixels, tuple(inputs["grid_thw"][0].tolist()), model.patch_size)
+        grid = tuple(inputs["grid_thw"][0].tolist())
+        return unpack_patches(pixels[_raster(inputs, config)], grid, model.patch_size)
     return whole_patches(pixels[0] if pixels.ndim == 5 else pixels[0][:, None], model.patch_size)
 
 
-def _expected_frames(model: ModelUnderTest, stored: dict, frames: np.ndarray, native: bool) -> torch.Tensor:
-    """What the processor should make of `(T, H, W, 3)` uint8: `(3, T, H', W')`, in whole patches."""
+def _expected_frames(
+    model: ModelUnderTest, stored: dict, frames: np.ndarray, native: bool, config: SourceConfig
+) -> torch.Tensor:
+    """What the processor should make of `(T, H, W, 3)` uint8: `(3, T, H', W')`, in whole patches, or blocks of them."""
     if native:
         pixels = [normalize(frame).permute(2, 0, 1) for frame in frames]
     else:
         sizes = _resize_and_crop(stored, model.model.config.image_size)
         pixels = [clip_preprocessing(frame, *sizes) for frame in frames]
-    return whole_patches(torch.stack(pixels, dim=1), model.patch_size)
+    return whole_patches(torch.stack(pixels, dim=1), model.patch_size * config.merge_size)
 
 
 def whole_patches(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:

@@ -11,17 +11,26 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from conversion.source.encoder import SourceEncoder
-from conversion.verification.cases import BATCH, CONTEXT_FRAMES, Case, Sample, unpack_patches
+from conversion.verification.cases import (
+    BATCH,
+    CONTEXT_FRAMES,
+    Case,
+    Sample,
+    rows_in_blocks,
+    unpack_patches,
+)
 
 
 @dataclass
 class SampleOutput:
-    """What a model made of one sample: pixels `(3, T, H, W)`, tokens `(N, C)` and a vector `(C,)`."""
+    """What a model made of one sample: pixels `(3, T, H, W)`, tokens `(N, C)`, a vector `(C,)`, and what a
+    merger makes of the tokens."""
 
     pixels: torch.Tensor
     hidden_states: list[torch.Tensor]
     last_hidden_state: torch.Tensor
     pooler_output: torch.Tensor | None
+    merged_hidden_state: torch.Tensor | None = None
 
     def arrays(self) -> dict[str, torch.Tensor]:
         """Everything that is compared, in the order in which it is computed."""
@@ -30,6 +39,8 @@ class SampleOutput:
         arrays["last_hidden_state"] = self.last_hidden_state
         if self.pooler_output is not None:
             arrays["pooler_output"] = self.pooler_output
+        if self.merged_hidden_state is not None:
+            arrays["merged_hidden_state"] = self.merged_hidden_state
         return arrays
 
 
@@ -50,6 +61,7 @@ class ModelUnderTest:
         self.model.eval().requires_grad_(False).to(device)
         self.call = self.model
         self.patch_size = self.model.config.patch_size
+        self.merge_size = getattr(self.model.config, "merge_size", 1)
         self.is_packing = self.model.config.model_type == "llava_vit_packing"
 
     def compile(self) -> None:
@@ -78,9 +90,11 @@ class ModelUnderTest:
         """What the processor makes of samples at native resolution."""
         images = [sample.frames[0] for sample in samples if not sample.is_clip]
         videos = [sample.frames for sample in samples if sample.is_clip]
-        return dict(
-            self.processor(images=images or None, videos=videos or None, native_resolution=True, num_frames="all")
-        )
+        numbers = [sample.numbers for sample in samples if sample.is_clip and sample.numbers is not None]
+        given = {"num_frames": "all"}
+        if numbers:
+            given = {"video_metadata": [{"frames_indices": some, "total_num_frames": some[-1] + 1} for some in numbers]}
+        return dict(self.processor(images=images or None, videos=videos or None, native_resolution=True, **given))
 
     def _forward(self, **inputs) -> dict:
         pixels = inputs.pop("pixel_values").to(self.model.device, self.model.dtype)
@@ -140,9 +154,14 @@ class ModelUnderTest:
             inputs["patch_positions"] = edit_positions(inputs["patch_positions"])
         grids = [sample.grid(self.patch_size) for sample in samples]
         full = torch.tensor([0, *np.cumsum([np.prod(grid) for grid in grids])])
+        # Where each patch of the samples' grids is among the rows.
+        rows = [
+            start + np.argsort(rows_in_blocks(grid, self.merge_size))
+            for start, grid in zip(full[:-1], grids, strict=True)
+        ]
         clips = [
-            unpack_patches(inputs["pixel_values"][start:end], grid, self.patch_size)
-            for start, end, grid in zip(full[:-1], full[1:], grids, strict=True)
+            unpack_patches(inputs["pixel_values"][places], grid, self.patch_size)
+            for places, grid in zip(rows, grids, strict=True)
         ]
         if any(sample.kept is not None for sample in samples):
             inputs = _keep(inputs, samples, full)
@@ -151,7 +170,12 @@ class ModelUnderTest:
             merged = torch.tensor([[len(samples), *grids[0][1:]]])
             inputs |= {"grid_thw": merged, "cu_seqlens": torch.tensor([0, total]), "max_seqlen": total}
         output = self._forward(**inputs)
-        return self._split(samples, clips, output, batched=False, pooled_per_sample=not leak)
+        outputs = self._split(samples, clips, output, batched=False, pooled_per_sample=not leak)
+        if self.merge_size > 1:
+            for one, places, start in zip(outputs, rows, full[:-1], strict=True):
+                one.hidden_states = [states[places - start] for states in one.hidden_states]
+                one.last_hidden_state = one.last_hidden_state[places - start]
+        return outputs
 
     def _split(self, samples, clips, output, batched: bool, pooled_per_sample: bool) -> list[SampleOutput]:
         outputs, start = [], 0
@@ -159,6 +183,10 @@ class ModelUnderTest:
             rows = slice(start, start + len(sample.positions(self.patch_size)))
             pooled = index if pooled_per_sample else 0
             outputs.append(_sample_output(self._cropped(clip, sample), output, rows, pooled, batched))
+            merged = getattr(output, "merged_hidden_state", None)
+            if merged is not None:
+                area = self.merge_size**2
+                outputs[-1].merged_hidden_state = merged[rows.start // area : rows.stop // area]
             start = rows.stop
         return outputs
 
@@ -220,7 +248,8 @@ def oracle_outputs(oracle, case: Case, patch_size: int):
     """What the oracle makes of each sample of a case, one after another."""
     for sample in case.samples:
         weight = oracle.conv1.weight
-        pixels = sample.pixels()
+        _, rows, columns = sample.grid(patch_size)
+        pixels = sample.pixels()[..., : rows * patch_size, : columns * patch_size]
         if sample.kept is None:
             output = oracle(pixels.to(weight), positions=sample.positions(patch_size))
         else:
@@ -228,10 +257,10 @@ def oracle_outputs(oracle, case: Case, patch_size: int):
             context[:, sample.times] = pixels
             indices = context_indices(sample, patch_size)
             output = oracle(context.to(weight), visible_indices=indices)
-        _, rows, columns = sample.grid(patch_size)
         yield SampleOutput(
-            pixels=pixels[..., : rows * patch_size, : columns * patch_size],
+            pixels=pixels,
             hidden_states=[states[0] for states in output["hidden_states"]],
             last_hidden_state=output["last_hidden_state"][0],
             pooler_output=None if output["pooled"] is None else output["pooled"][0],
+            merged_hidden_state=None if output["merged"] is None else output["merged"][0],
         )

@@ -28,14 +28,19 @@ _TOP = {
 }
 
 
-def oracle_weights(checkpoint: Checkpoint, stored_dtype: torch.dtype | None = None) -> dict[str, torch.Tensor]:
+def oracle_weights(
+    checkpoint: Checkpoint, stored_dtype: torch.dtype | None = None, with_merger: bool = True
+) -> dict[str, torch.Tensor]:
     """The state dict for `SourceEncoder`.
 
     Args:
         stored_dtype: the dtype that the converted weights were stored in; the oracle's are rounded to it, so that
             what is compared is the computation and not that rounding.
+        with_merger: whether the oracle has the merger that may be there.
     """
     names = [name for name in checkpoint.specs if "inv_freq" not in name]
+    if not with_merger:
+        names = [name for name in names if not name.startswith("merger.")]
     if checkpoint.layout == "source":
         weights = {name: checkpoint.tensor(name) for name in names}
     else:
@@ -54,7 +59,7 @@ def oracle_weights(checkpoint: Checkpoint, stored_dtype: torch.dtype | None = No
 
 
 def _source_name(name: str) -> str:
-    if name.startswith("head."):
+    if name.startswith(("head.", "merger.")):
         return name
     stem, parameter = name.rsplit(".", 1)
     if stem.startswith("encoder.layers."):

@@ -37,8 +37,10 @@ from conversion.common.report_schema import (
     REPORTED,
     SCHEMA_VERSION,
 )
+from conversion.source.encoder import SourceConfig
 from conversion.source.peaked_weights import peaked_state_dict
 from conversion.verification.backends import Backend, peaked_rows, verdict_of_rows
+from conversion.verification.cases import is_tower
 from conversion.verification.faults import DTYPE_OF_KIND
 
 
@@ -150,9 +152,14 @@ def diagnose_folder(request: VerificationRequest) -> list[str]:
     """Runs a small case alone: which known mistakes the folder's model looks like; empty if it is right there.
 
     Raises:
-        CheckpointError, VerificationError: as `verify_folder`.
+        CheckpointError, VerificationError: as `verify_folder`; the latter also for the tower of a VLM.
     """
     converted = open_folder(request)
+    if is_tower(request.source.config):
+        raise VerificationError(
+            f"{request.folder} holds the tower of a VLM, whose known mistakes are not told by their looks. Leave "
+            "--diagnosis_only out: they are planted in the verification, and told apart there."
+        )
     return run_worker(request, resolve_dtype(converted, None), only_diagnosis=True)["diagnosis"]
 
 
@@ -263,7 +270,9 @@ def margins(outcome: dict) -> dict:
         controls = [
             control
             for control in outcome["controls"]
-            if control["kind"] == kind and control["metrics"]["relative_error"] is not None
+            if control["kind"] == kind
+            and control["array"] == "last_hidden_state"
+            and control["metrics"]["relative_error"] is not None
         ]
         if not controls:
             continue
@@ -291,9 +300,18 @@ def taken_on_trust(source: Source) -> str:
     return (
         f"Taken on trust, because weights cannot tell it: {config.num_attention_heads} attention heads (head dim "
         f"{config.head_dim}), epsilons {config.norm_eps:g} and {config.head_norm_eps:g} (head), rope theta "
-        f"{config.rope_theta:g}. They come from {told} and the pretraining code's defaults; with others the "
-        "verification would pass just as well."
+        f"{config.rope_theta:g}{_of_a_tower(config)}. They come from {told} and the pretraining code's defaults; with "
+        "others the verification would pass just as well."
     )
+
+
+def _of_a_tower(config: SourceConfig) -> str:
+    if not is_tower(config):
+        return ""
+    size, window = config.merge_size, config.attention_window
+    attention = "attention over whole clips" if window is None else f"attention in windows of {window} frames"
+    times = "times that are frame numbers" if config.temporal_rule == "index" else "times in the 64-frame context"
+    return f", {attention}, patches in blocks of {size} x {size}, {times}"
 
 
 def describe_source(source: Source) -> dict:

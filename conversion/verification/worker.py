@@ -33,14 +33,16 @@ from conversion.verification.cases import (  # noqa: E402
     IMAGE,
     MIXED,
     Case,
-    build_cases,
+    as_in_towers,
+    cases_of,
+    is_tower,
     multi_case,
     multi_tokens,
 )
 from conversion.verification.clock import FLOAT64_FACTOR, Clock, seconds_per_multiplication, work  # noqa: E402
 from conversion.verification.diagnosis import diagnose_model  # noqa: E402
 from conversion.verification.double_precision import in_double  # noqa: E402
-from conversion.verification.faults import DTYPE_OF_KIND, FAULTS, Fault  # noqa: E402
+from conversion.verification.faults import DTYPE_OF_KIND, Fault, faults_of  # noqa: E402
 from conversion.verification.findings import Finding, outcome_of, sound  # noqa: E402
 from conversion.verification.folder_checks import (  # noqa: E402
     CLIP_INPUT,
@@ -128,9 +130,10 @@ def open_job(request: dict) -> Job:
     folder, only = Path(request["folder"]), request["only_controls"]
     config = SourceConfig(**request["source_config"])
     checkpoint = read_checkpoint(request["weights"], prefix=request["prefix"])
-    weights = oracle_weights(checkpoint, getattr(torch, request["stored_dtype"]))
-    cases = {case.name: case for case in build_cases(config.patch_size)}
-    faults = tuple(fault for fault in FAULTS if only is None or fault.name in only)
+    with_merger = config.merger_output_size is not None
+    weights = oracle_weights(checkpoint, getattr(torch, request["stored_dtype"]), with_merger)
+    cases = {case.name: case for case in cases_of(config)}
+    faults = tuple(fault for fault in faults_of(config) if only is None or fault.name in only)
     # Beside each case in float32: epsilons and two in float64; of the whole, the processor's two, the reload, the
     # biggest pack and bfloat16.
     total = len(request["backends"]) or len(faults) + (len(cases) + 8 if only is None else len(SHARP) + 3)
@@ -203,7 +206,7 @@ def run_on_backends(job: Job, backends: list[Backend], oracle_device: str) -> di
         job.bar.update()
 
     job.bar.set_postfix_str(f"oracle on {oracle_device}")
-    checks = BackendChecks(job.folder, job.oracle.to(oracle_device), job.cases)
+    checks = BackendChecks(job.folder, job.oracle.to(oracle_device), job.cases, job.faults)
     rows, notes = check_backends(checks, backends, "converted" if job.whole else "peaked", told)
     kinds = {torch.device(row["device"]) for row in rows if row["cases"]}
     names = {str(kind): torch.cuda.get_device_name(kind) for kind in kinds if kind.type == "cuda"}
@@ -211,7 +214,9 @@ def run_on_backends(job: Job, backends: list[Backend], oracle_device: str) -> di
 
 
 def diagnose(job: Job) -> list[str]:
-    """As `diagnose_model`."""
+    """As `diagnose_model`, which knows no towers."""
+    if is_tower(job.config):
+        return []
     job.bar.set_postfix_str("naming the fault")
     return diagnose_model(job.load(torch.float32), job.oracle)
 
@@ -301,7 +306,7 @@ def check_processor(job: Job, model: ModelUnderTest) -> list[Finding]:
     for case, compared in ((IMAGE_INPUT, image_comparisons), (CLIP_INPUT, clip_comparisons)):
         started = time.monotonic()
         metrics, reasons = {}, []
-        for name, comparison, bounds in compared(model, job.source_processor):
+        for name, comparison, bounds in compared(model, job.source_processor, job.config):
             metrics[name] = {**comparison.to_dict(), "bounds": bounds.to_dict()}
             reasons += [f"{name}: {reason}" for reason in bounds.check(comparison)]
         judgement = Judgement(metrics, reasons, reasons[0].split(":")[0] if reasons else None)
@@ -338,6 +343,8 @@ def run_multi(job: Job, model: ModelUnderTest, bounds: dict[str, Bounds], image_
     """The biggest pack in the first layers; sample by sample on the oracle's side, whose outputs are not kept."""
     started = time.monotonic()
     case = multi_case(job.config.patch_size, multi_scale(job, image_seconds))
+    if is_tower(job.config):
+        case = as_in_towers(case, job.config)
     layers, depth = min(LONG_LAYERS, job.config.num_hidden_layers), job.config.num_hidden_layers
     if layers < depth:
         note = f"the first {layers} of {depth} layers, which run the same code, then the norm and the head"
