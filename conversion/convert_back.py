@@ -21,7 +21,7 @@ import torch  # noqa: E402
 from conversion.checkpoints.checkpoint import CheckpointError, read_checkpoint  # noqa: E402
 from conversion.checkpoints.convert import converted_state_dict  # noqa: E402
 from conversion.checkpoints.rename_tables import table_between  # noqa: E402
-from conversion.checkpoints.source_config import Source, read_source  # noqa: E402
+from conversion.checkpoints.source_config import Source, read_source, refuse_tower  # noqa: E402
 from conversion.command_line import add_output_arguments, check_verdict, run_conversion  # noqa: E402
 from conversion.common.arguments import ArgumentParser  # noqa: E402
 from conversion.common.files import appearing_when_complete  # noqa: E402
@@ -47,6 +47,7 @@ def write_checkpoint(options: argparse.Namespace) -> None:
         raise CheckpointError(f"{output} exists. Choose another name, remove it, or pass --overwrite.")
     folder = read_source(options.weights, options.revision)
     config = folder.config
+    refuse_tower(config, "a pretraining checkpoint has no configuration to say so")
     weights = converted_state_dict(folder.checkpoint, table_between(folder.checkpoint.layout, "source"), config)
     output.parent.mkdir(parents=True, exist_ok=True)
     with appearing_when_complete(output) as beside:

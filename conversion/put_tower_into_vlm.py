@@ -75,7 +75,9 @@ def verify_written(packing: Source, folder: Path, options: argparse.Namespace) -
 
 def main(arguments: list[str] | None = None) -> int:
     parser = ArgumentParser(__doc__)
-    parser.add_argument("packing", metavar="PACKING_FOLDER", help="the tower, by convert_vlm_tower_to_hf.py, trained or not")
+    parser.add_argument(
+        "packing", metavar="PACKING_FOLDER", help="the tower, by convert_vlm_tower_to_hf.py, trained or not"
+    )
     parser.add_argument("vlm", metavar="VLM_FOLDER", help="model folder of the VLM, which is not changed")
     parser.add_argument("--output_dir", type=Path, required=True, help="model folder to make")
     parser.add_argument(

@@ -125,14 +125,14 @@ def _verify(options: argparse.Namespace, backends: list[Backend]) -> int:
     if stored is not None and heads is None and options.model_name == "auto" and options.source is not None:
         heads = stored["source"]["config"]["num_attention_heads"]
     weights, prefix = (options.source, options.prefix) if options.source else (options.folder, "")
-    converted = read_checkpoint(options.folder)
+    converted = read_checkpoint(options.folder) if options.source else None
     # Of a VLM's tower the folder may have the merger or not.
-    with_merger = (converted.config or {}).get("merger_output_size") is not None
+    with_merger = converted is None or (converted.config or {}).get("merger_output_size") is not None
     source = read_source(weights, options.revision, options.model_name, heads, prefix=prefix, with_merger=with_merger)
     request = VerificationRequest(
         folder=options.folder,
         source=source,
-        converted=converted if options.source else source.checkpoint,
+        converted=converted or source.checkpoint,
         attn_implementation=options.attn_implementation,
         time_budget=options.time_budget,
     )

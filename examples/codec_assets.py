@@ -9,6 +9,8 @@ frame_ids.npy, meta.json and the patches as canvases.
     python examples/codec_assets.py read assets --model packing --output inputs.npz
 
 makes the inputs of the dense or packing model of such a folder, also of the later layout with src_patch_position.npy.
+With --processor TOWER, the folder or repo of a VLM's tower, each canvas is a sample of its own, in the tower's blocks;
+its code is executed (trust_remote_code).
 """
 
 import sys
@@ -51,6 +53,7 @@ def build_parser() -> ArgumentParser:
     read.add_argument("folder", type=Path)
     read.add_argument("--model", choices=("dense", "packing"), default="packing", help="default packing")
     read.add_argument("--order", choices=ORDERS, default="raster", help="of the patches (default raster)")
+    read.add_argument("--processor", metavar="TOWER", help="folder or repo whose normalization and blocks count")
     read.add_argument("--output", type=Path, help="write the inputs to this .npz file")
     return parser
 
@@ -59,7 +62,12 @@ def run(options) -> None:
     if options.command == "write":
         print(f"written: {write_assets(from_options(WriteRequest, options))}")
         return
-    inputs = model_inputs(read_assets(options.folder), options.model == "packing", options.order)
+    processor = None
+    if options.processor:
+        from transformers import AutoProcessor
+
+        processor = AutoProcessor.from_pretrained(options.processor, trust_remote_code=True)
+    inputs = model_inputs(read_assets(options.folder), options.model == "packing", options.order, processor)
     for name, value in inputs.items():
         print(f"{name}: {tuple(value.shape) if hasattr(value, 'shape') else value}")
     if options.output is not None:

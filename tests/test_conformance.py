@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
+from conversion import convert_vlm_tower_to_hf
 from conversion.common.metrics import Bounds, compare
 from llava_vit_hf import (
     LlavaViTImageProcessor,
@@ -255,24 +256,10 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def tower(conformance, tmp_path_factory):
-    """The tower of `golden/ov2` with its merger, as a folder of ours; its inputs and outputs."""
-    folder, stored = tmp_path_factory.mktemp("tower"), conformance / "golden" / "ov2"
-    vision = json.loads((stored / "config.json").read_text())["vision_config"]
-    names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "patch_size")
-    config = LlavaViTPackingConfig(
-        **{name: vision[name] for name in (*names, "layer_norm_eps", "rope_theta", "use_head")},
-        use_post_norm=False,
-        attention_window=vision["frame_windows_size"],
-        merge_size=vision["spatial_merge_size"],
-        merger_output_size=vision["out_hidden_size"],
-        temporal_rule="index",
-    )
-    named = load_file(stored / "model.safetensors")
-    weights = {name.removeprefix("model.visual."): tensor for name, tensor in named.items()}
-    weights["patch_embed.proj.weight"] = weights.pop("embeddings.patch_embedding.weight")
-    model = LlavaViTPackingModel(config)
-    model.load_state_dict(weights, strict=True)
-    model.save_pretrained(folder)
+    """The tower of `golden/ov2` with its merger, as a folder that the script makes; its inputs and outputs."""
+    folder, stored = tmp_path_factory.mktemp("towers") / "tower", conformance / "golden" / "ov2"
+    arguments = [str(stored), "--output_dir", str(folder), "--with_merger", "--time_budget", "0.05"]
+    assert convert_vlm_tower_to_hf.main(arguments) == 0
     with np.load(stored / "expected.npz") as arrays:
         return folder, {name: arrays[name] for name in arrays.files}
 
@@ -290,7 +277,7 @@ def tower_outputs(model, arrays: dict) -> dict[str, torch.Tensor]:
 
 def test_the_tower_of_a_vlm_matches_its_own_outputs(tower):
     folder, arrays = tower
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True)
     found = tower_outputs(model, arrays)
     assert found.keys() == arrays.keys() - set(TOWER_INPUTS)
     for name, states in found.items():
@@ -300,7 +287,7 @@ def test_the_tower_of_a_vlm_matches_its_own_outputs(tower):
 @pytest.mark.parametrize("fault", ["window", "no window", "raster", "plain times", "post norm"])
 def test_faults_of_a_tower_show(tower, fault):
     folder, arrays = tower
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32)
+    model = AutoModel.from_pretrained(folder, dtype=torch.float32, trust_remote_code=True)
     if "window" in fault:
         model.config.attention_window = None if fault == "no window" else 5
     elif fault == "post norm":

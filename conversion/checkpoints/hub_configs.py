@@ -93,7 +93,9 @@ def fitting_variants(sizes: Mapping, fields: Collection[str] = SIZES) -> list[st
 
 
 def fitting_variant(config: Mapping) -> str | None:
-    """The variant that a dense or packing `config.json` describes; None if there is none."""
+    """The variant that a dense or packing `config.json` describes; None if there is none, as of a VLM's tower."""
+    if config.get("attention_window") is not None or config.get("merge_size", 1) != 1:
+        return None
     return next(iter(fitting_variants(config)), None)
 
 

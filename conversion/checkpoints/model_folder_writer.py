@@ -142,9 +142,13 @@ def build_processor(config, layout: str, stored: dict | None = None) -> LlavaViT
         stored: an existing processor configuration whose preprocessing is carried over.
     """
     fields = {name: stored[name] for name in KEPT_PROCESSOR_FIELDS if stored and stored.get(name) is not None}
-    fields = {"size": config.image_size, "crop_size": config.image_size} | fields
+    merge_size = config.merge_size if layout == "packing" else 1
+    # To whole blocks of patches, where the model takes them.
+    unit = config.patch_size * merge_size if merge_size > 1 else 1
+    crop_size = max(config.image_size // unit, 1) * unit
+    fields = {"size": max(config.image_size, crop_size), "crop_size": crop_size} | fields
     if layout == "packing":
-        fields |= {"merge_size": config.merge_size}
+        fields |= {"merge_size": merge_size}
         fields |= {} if config.temporal_rule is None else {"temporal_rule": config.temporal_rule}
     return LlavaViTProcessor(
         LlavaViTImageProcessor(patch_size=config.patch_size, packing=layout == "packing", **fields)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 
 LAYOUTS = ("source", "dense", "packing", "tower")
-"""Columns of `PARAMETERS`: `backbone.pt`, `LlavaViTModel` (and OneVision-Encoder), `LlavaViTPackingModel`, and what the
+"""Columns of `PARAMETERS`: `backbone.pt`, `LlavaViTModel` (and OneVision-Encoder), `LlavaViTPackingModel`, and what
 VLMs have below `model.visual.`: LLaVA-OneVision-2, and with the very same names Mage-VL."""
 
 _LAYER = "encoder.layers.[layer]."

@@ -176,7 +176,7 @@ def model_config(
         CheckpointError: if the dense model cannot compute it.
     """
     if layout == "dense":
-        _refuse_tower(source_config)
+        refuse_tower(source_config, "the dense model does not have them")
     config_class, model_class = {
         "dense": (LlavaViTConfig, "LlavaViTModel"),
         "packing": (LlavaViTPackingConfig, "LlavaViTPackingModel"),
@@ -190,6 +190,18 @@ def model_config(
     return config_class(**fields, architectures=[model_class], dtype=dtype)
 
 
+def refuse_tower(config: SourceConfig, reason: str) -> None:
+    """Raises a CheckpointError for what only the towers of VLMs have, and only a packing folder keeps."""
+    plain = {"attention_window": None, "merge_size": 1, "merger_output_size": None}
+    for name, value in plain.items():
+        if getattr(config, name) != value:
+            raise CheckpointError(
+                f"{name}={getattr(config, name)}: the weights are those of a VLM's tower, with windows of frames and "
+                f"blocks of patches, and {reason}. Make a packing folder of them (convert_vlm_tower_to_hf.py), or put "
+                "that back into its VLM (put_tower_into_vlm.py)."
+            )
+
+
 def dropped_config_fields(stored: dict | None, layout: str) -> dict[str, str]:
     """The fields of an existing `config.json` that `model_config` leaves out, each with the reason."""
     known = {*_architecture_of(layout), *CONFIG_KEPT, *CONFIG_REQUIRED}
@@ -200,18 +212,6 @@ def dropped_config_fields(stored: dict | None, layout: str) -> dict[str, str]:
 def _architecture_of(layout: str) -> dict[str, str]:
     """Fields of a layout's `config.json` to those of `SourceConfig`."""
     return CONFIG_ARCHITECTURE | (CONFIG_TOWER if layout == "packing" else {"use_post_norm": "use_post_norm"})
-
-
-def _refuse_tower(config: SourceConfig) -> None:
-    """Raises for what only a packing model has."""
-    plain = {"attention_window": None, "merge_size": 1, "merger_output_size": None}
-    for name, value in plain.items():
-        if getattr(config, name) != value:
-            raise CheckpointError(
-                f"{name}={getattr(config, name)}: the weights are those of a VLM's tower, whose windows and blocks "
-                "the dense model does not have. Convert to a packing folder (convert_vlm_tower_to_hf.py), or put them "
-                "back with put_tower_into_vlm.py."
-            )
 
 
 def _sizes_from_weights(checkpoint: Checkpoint) -> dict:

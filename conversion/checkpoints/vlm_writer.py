@@ -128,7 +128,9 @@ def copy_folder(source: Path, target: Path) -> None:
     total = sum(path.stat().st_size for path in files)
     free = shutil.disk_usage(target).free
     if total > free:
-        raise OSError(f"{target.parent} has {free:,} bytes free, but {source} has {total:,}. Choose another --output_dir.")
+        raise OSError(
+            f"{target.parent} has {free:,} bytes free, but {source} has {total:,}. Choose another --output_dir."
+        )
     with tqdm(total=total, desc=f"copy {source.name}", unit="B", unit_scale=True) as bar:
         for path in files:
             place = target / path.relative_to(source)

@@ -67,7 +67,8 @@ def extract(source: str, revision: str | None) -> dict[str, np.ndarray]:
     options = {"trust_remote_code": True} | ({"revision": revision} if revision else {})
     processor = AutoProcessor.from_pretrained(source, **options)
     model = AutoModel.from_pretrained(source, dtype="auto", **options).eval()
-    side = model.config.patch_size
+    # A block of patches, where the model takes them in blocks.
+    side = model.config.patch_size * getattr(model.config, "merge_size", 1)
     calls = {"image": {"images": pattern(4 * side + 3, 6 * side)}}
     calls["video"] = {"videos": np.stack([pattern(3 * side, 4 * side, shift) for shift in range(3)]), "num_frames": 3}
     features = {}
@@ -77,6 +78,7 @@ def extract(source: str, revision: str | None) -> dict[str, np.ndarray]:
         with torch.inference_mode():
             outputs = model(**inputs, output_hidden_states=True)
         arrays = {"last_hidden_state": outputs.last_hidden_state, "pooler_output": outputs.pooler_output}
+        arrays["merged_hidden_state"] = getattr(outputs, "merged_hidden_state", None)
         arrays |= {f"hidden_states[{index}]": state for index, state in enumerate(outputs.hidden_states)}
         features |= {f"{name}.{key}": array.float().numpy() for key, array in arrays.items() if array is not None}
     return features

@@ -188,6 +188,7 @@ def _template_fields(folder: ModelFolder, record: CardRecord, features: dict | N
         "patch_size": config["patch_size"],
         "hidden_size": config["hidden_size"],
         "use_head": config.get("use_head", True),
+        "is_tower": config.get("attention_window") is not None or config.get("merge_size", 1) != 1,
         "verification": verification_section(folder, record),
         "features": features_section(features, record, folder.layout),
         "kit": known.get("conformance_kit"),

@@ -41,8 +41,24 @@ def facts_table(folder: ModelFolder) -> str:
         ("pooling head", f"yes, epsilon {head_norm_eps}" if config.get("use_head", True) else "no"),
         ("rotary embedding", f"time, height, width = 4:6:6, theta {config['rope_theta']:g}"),
     ]
+    rows += _tower_rows(config)
     variant = fitting_variant(config)
     return table(("", ""), [("variant", f"`{variant}`"), *rows] if variant else rows)
+
+
+def _tower_rows(config: dict) -> list[tuple[str, object]]:
+    """What only the towers of VLMs have."""
+    window, merge, merged = (config.get(name) for name in ("attention_window", "merge_size", "merger_output_size"))
+    rows = []
+    if window is not None:
+        rows.append(("attention", f"in windows of {window} frames"))
+    if merge not in (None, 1):
+        rows.append(("patches", f"in blocks of {merge} x {merge}; `processor.split_features` puts them row by row"))
+    if merged is not None:
+        rows.append(("merger", f"a token of {merged} channels of each block: `merged_hidden_state`"))
+    if config.get("temporal_rule") == "index":
+        rows.append(("times", "numbers of the frames in their video"))
+    return rows
 
 
 def wrong_fact(config: dict) -> str | None:

@@ -226,7 +226,12 @@ TOWER_FAULTS = (
         array="merged_hidden_state",
     ),
     Fault("post_norm_added", "a norm after the last layer", BATCH, plant=another_norm),
-    Fault("frames_from_zero", "frames at t = 0, 1, 2, ... and not at their numbers", MIXED, edit_positions=_frames_from_zero),
+    Fault(
+        "frames_from_zero",
+        "frames at t = 0, 1, 2, ... and not at their numbers",
+        MIXED,
+        edit_positions=_frames_from_zero,
+    ),
 )
 """Of what only the towers of VLMs have."""
 

@@ -56,7 +56,9 @@ def epsilon_reasons(folder: Path, config: SourceConfig) -> tuple[list[str], list
     return reasons, [f"{name} {value!r}" for name, value in found.items()]
 
 
-def image_comparisons(model: ModelUnderTest, stored: dict, config: SourceConfig) -> list[tuple[str, Comparison, Bounds]]:
+def image_comparisons(
+    model: ModelUnderTest, stored: dict, config: SourceConfig
+) -> list[tuple[str, Comparison, Bounds]]:
     """Pixels of an image through the processor, in every mode.
 
     Args:
@@ -73,7 +75,9 @@ def image_comparisons(model: ModelUnderTest, stored: dict, config: SourceConfig)
     return found
 
 
-def clip_comparisons(model: ModelUnderTest, stored: dict, config: SourceConfig) -> list[tuple[str, Comparison, Bounds]]:
+def clip_comparisons(
+    model: ModelUnderTest, stored: dict, config: SourceConfig
+) -> list[tuple[str, Comparison, Bounds]]:
     """Which frames of a clip are sampled, and where they are put, in every mode, against both worked out here.
 
     Args:
@@ -128,7 +132,7 @@ def _expected_frames(
     if native:
         pixels = [normalize(frame).permute(2, 0, 1) for frame in frames]
     else:
-        sizes = _resize_and_crop(stored, model.model.config.image_size)
+        sizes = _resize_and_crop(stored, model.model.config.image_size, config)
         pixels = [clip_preprocessing(frame, *sizes) for frame in frames]
     return whole_patches(torch.stack(pixels, dim=1), model.patch_size * config.merge_size)
 
@@ -139,12 +143,17 @@ def whole_patches(pixels: torch.Tensor, patch_size: int) -> torch.Tensor:
     return pixels[..., :height, :width]
 
 
-def _resize_and_crop(stored: dict, side: int) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:
-    def wanted(switch: str, name: str):
+def _resize_and_crop(
+    stored: dict, side: int, config: SourceConfig
+) -> tuple[int | tuple[int, int] | None, tuple[int, int] | None]:
+    unit = config.patch_size * config.merge_size if config.merge_size > 1 else 1
+    whole = max(side // unit, 1) * unit
+
+    def wanted(switch: str, name: str, default: int):
         if stored.get(switch) is False:
             return None
-        size = stored.get(name) or side
+        size = stored.get(name) or default
         return size if isinstance(size, int) else size.get("shortest_edge") or (size["height"], size["width"])
 
-    crop = wanted("do_center_crop", "crop_size")
-    return wanted("do_resize", "size"), (crop, crop) if isinstance(crop, int) else crop
+    crop = wanted("do_center_crop", "crop_size", whole)
+    return wanted("do_resize", "size", max(side, whole)), (crop, crop) if isinstance(crop, int) else crop

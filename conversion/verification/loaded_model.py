@@ -93,7 +93,9 @@ class ModelUnderTest:
         numbers = [sample.numbers for sample in samples if sample.is_clip and sample.numbers is not None]
         given = {"num_frames": "all"}
         if numbers:
-            given = {"video_metadata": [{"frames_indices": some, "total_num_frames": some[-1] + 1} for some in numbers]}
+            given = {
+                "video_metadata": [{"frames_indices": some, "total_num_frames": some[-1] + 1} for some in numbers]
+            }
         return dict(self.processor(images=images or None, videos=videos or None, native_resolution=True, **given))
 
     def _forward(self, **inputs) -> dict:
@@ -251,7 +253,7 @@ def oracle_outputs(oracle, case: Case, patch_size: int):
         _, rows, columns = sample.grid(patch_size)
         pixels = sample.pixels()[..., : rows * patch_size, : columns * patch_size]
         if sample.kept is None:
-            output = oracle(pixels.to(weight), positions=sample.positions(patch_size))
+            output = oracle(pixels[None].to(weight), positions=sample.positions(patch_size))
         else:
             context = torch.zeros(3, CONTEXT_FRAMES, *pixels.shape[-2:])
             context[:, sample.times] = pixels

@@ -206,7 +206,7 @@ def run_on_backends(job: Job, backends: list[Backend], oracle_device: str) -> di
         job.bar.update()
 
     job.bar.set_postfix_str(f"oracle on {oracle_device}")
-    checks = BackendChecks(job.folder, job.oracle.to(oracle_device), job.cases, job.faults)
+    checks = BackendChecks(job.folder, job.oracle.to(oracle_device), job.cases, faults_of(job.config))
     rows, notes = check_backends(checks, backends, "converted" if job.whole else "peaked", told)
     kinds = {torch.device(row["device"]) for row in rows if row["cases"]}
     names = {str(kind): torch.cuda.get_device_name(kind) for kind in kinds if kind.type == "cuda"}

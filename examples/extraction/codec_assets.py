@@ -298,9 +298,12 @@ def _open_canvas(file: Path) -> np.ndarray:
 def model_inputs(assets: Assets, packing: bool, order: str = "raster", processor: Any = None) -> dict[str, Any]:
     """What the dense or the packing model takes: all canvases as one sample, without padding.
 
+    With the processor of a VLM's tower, which takes patches in blocks, each canvas is a sample of its own: see
+    `_tower_inputs`.
+
     Args:
         order: `raster` has patches row by row; `block` in blocks of 2 x 2, as the later layout has them on disk.
-        processor: whose normalization counts; default CLIP's.
+        processor: whose normalization and blocks count; default CLIP's, and no blocks.
 
     Returns:
         Packing: `pixel_values` `(K, 3 * P * P)`, `patch_positions` `(K, 3)`, `cu_seqlens`, `max_seqlen`.
@@ -313,6 +316,8 @@ def model_inputs(assets: Assets, packing: bool, order: str = "raster", processor
     if order not in ORDERS:
         raise ValueError(f"order must be one of {', '.join(ORDERS)}, found {order!r}.")
     processor = processor or load_processor()
+    if packing and processor.image_processor.merge_size > 1:
+        return _tower_inputs(assets, processor)
     plain = {"native_resolution": True, "patch_size": assets.patch_size}
     grids = [part.shape[:2] for part in assets.positions]
     starts = np.cumsum([0, *(h * w for h, w in grids)])
@@ -339,6 +344,46 @@ def model_inputs(assets: Assets, packing: bool, order: str = "raster", processor
     if len(rows) < starts[-1] or order == "block":
         inputs["visible_indices"] = rows[None]
     return inputs
+
+
+def _tower_inputs(assets: Assets, processor: Any) -> dict[str, Any]:
+    """Each canvas as a sample, in the blocks of the processor, without those that are padding.
+
+    A canvas of `n` blocks of `m x m` patches has the grid `(1, m, n * m)` where some were padding: rows are the same as
+    in a strip of its blocks, and where they are from `patch_positions` says.
+    """
+    merge, patch = processor.image_processor.merge_size, processor.image_processor.patch_size
+    if patch != assets.patch_size:
+        raise ValueError(f"the canvases have patches of {assets.patch_size} pixels, the processor takes {patch}.")
+    packed = processor(images=assets.canvases, native_resolution=True)
+    kept, grids, places = [], [], []
+    for index, positions in enumerate(assets.positions):
+        rows, columns, _ = positions.shape
+        if rows % merge or columns % merge:
+            raise ValueError(f"canvas {index} has {rows} x {columns} patches, which blocks of {merge} do not fill.")
+        blocks = positions.reshape(rows // merge, merge, columns // merge, merge, 3).swapaxes(1, 2)
+        blocks = blocks.reshape(-1, merge**2, 3)
+        used = (blocks >= 0).all(-1)
+        whole = used.all(1)
+        if (mixed := used.any(1) & ~whole).any():
+            raise ValueError(
+                f"canvas {index}: block {int(mixed.argmax())} of {merge} x {merge} patches is partly padding (-1), so "
+                "the merger has no token for it. Write the assets in blocks of that size."
+            )
+        kept.append(np.repeat(whole, merge**2))
+        places.append(blocks[whole].reshape(-1, 3))
+        if whole.any():
+            grids.append([1, rows, columns] if whole.all() else [1, merge, int(whole.sum()) * merge])
+    if not grids:
+        raise ValueError("the canvases hold nothing but padding (-1).")
+    lengths = [h * w for _, h, w in grids]
+    return {
+        "pixel_values": packed["pixel_values"][torch.from_numpy(np.concatenate(kept))],
+        "grid_thw": torch.tensor(grids),
+        "patch_positions": torch.from_numpy(np.concatenate(places)),
+        "cu_seqlens": torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32),
+        "max_seqlen": max(lengths),
+    }
 
 
 def save_inputs(inputs: dict[str, Any], path: Path) -> None:
