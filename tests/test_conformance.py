@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from transformers import AutoModel, AutoProcessor
 
 from conversion import convert_vlm_tower_to_hf
@@ -19,7 +18,6 @@ from conversion.common.metrics import Bounds, compare
 from llava_vit_hf import (
     LlavaViTImageProcessor,
     LlavaViTModel,
-    LlavaViTPackingConfig,
     LlavaViTPackingModel,
     LlavaViTProcessor,
     codec_llava_vit,

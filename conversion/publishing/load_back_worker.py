@@ -19,7 +19,9 @@ sys.modules["llava_vit_hf"] = None
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+import transformers  # noqa: E402
 from huggingface_hub import snapshot_download  # noqa: E402
+from packaging.version import Version  # noqa: E402
 from transformers import AutoModel, AutoProcessor  # noqa: E402
 
 from conversion.common.files import sha256_of_file  # noqa: E402
@@ -30,17 +32,24 @@ from conversion.publishing.hub_client import HubClient  # noqa: E402
 def main() -> int:
     request = json.load(sys.stdin)
     try:
-        check_hashes(request)
+        folder = check_hashes(request)
     except (PublishError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    features = extract(request["source"], request["revision"])
+    source, revision = request["source"], request["revision"]
+    if Version(transformers.__version__).major < 5:
+        # Its AutoProcessor looks for processor_config.json on the main branch, whatever the revision.
+        source, revision = str(folder), None
+    features = extract(source, revision)
     np.savez(request["output"], **features)
     return 0
 
 
-def check_hashes(request: dict) -> None:
+def check_hashes(request: dict) -> Path:
     """Compares every file with what it must be; a repo is downloaded first, at exactly the asked commit.
+
+    Returns:
+        The folder that holds them.
 
     Raises:
         PublishError: if the download fails, or a file is missing or has other contents.
@@ -60,6 +69,7 @@ def check_hashes(request: dict) -> None:
         found = sha256_of_file(folder / name) if (folder / name).is_file() else "absent"
         if found != expected:
             raise PublishError(f"{name} of {request['source']}: sha256 is {found}, expected {expected}.")
+    return folder
 
 
 def extract(source: str, revision: str | None) -> dict[str, np.ndarray]:

@@ -128,7 +128,7 @@ def _frames(model: ModelUnderTest, inputs: dict, config: SourceConfig) -> torch.
 def _expected_frames(
     model: ModelUnderTest, stored: dict, frames: np.ndarray, native: bool, config: SourceConfig
 ) -> torch.Tensor:
-    """What the processor should make of `(T, H, W, 3)` uint8: `(3, T, H', W')`, in whole patches, or blocks of them."""
+    """What the processor should make of `(T, H, W, 3)` uint8: `(3, T, H', W')`, in whole patches or blocks."""
     if native:
         pixels = [normalize(frame).permute(2, 0, 1) for frame in frames]
     else:

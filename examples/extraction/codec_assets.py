@@ -349,8 +349,8 @@ def model_inputs(assets: Assets, packing: bool, order: str = "raster", processor
 def _tower_inputs(assets: Assets, processor: Any) -> dict[str, Any]:
     """Each canvas as a sample, in the blocks of the processor, without those that are padding.
 
-    A canvas of `n` blocks of `m x m` patches has the grid `(1, m, n * m)` where some were padding: rows are the same as
-    in a strip of its blocks, and where they are from `patch_positions` says.
+    A canvas that has `n` blocks of `m x m` patches beside its padding has the grid `(1, m, n * m)`: its rows are those
+    of a strip of these blocks, and where they are from `patch_positions` says.
     """
     merge, patch = processor.image_processor.merge_size, processor.image_processor.patch_size
     if patch != assets.patch_size:
