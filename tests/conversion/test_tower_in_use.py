@@ -13,16 +13,16 @@ from transformers import AutoModel, AutoProcessor, Qwen2Config, Qwen2ForCausalLM
 from conversion import convert_vlm_tower_to_hf
 from conversion.checkpoints.checkpoint import read_checkpoint
 from conversion.source.encoder import SourceEncoder
+from conversion.source.small_vlm import PREFIX, small_tower, write_vlm
 from conversion.verification.cases import frame_numbers, normalize, rings
 from conversion.verification.oracle_weights import oracle_weights
 from examples import codec_assets
 from examples.extraction.codec_assets import model_inputs, read_assets
-from tests.conversion.vlms import PREFIX, tower_source, write_vlm
 from tests.models import relative_error, sharpen
 
 
 PATCH, MERGE, WIDTH = 14, 2, 48
-CONFIG = tower_source(attention_window=4, merger_output_size=WIDTH)
+CONFIG = small_tower(attention_window=4, merger_output_size=WIDTH)
 VISION_TOKEN, TEXT = 1, torch.tensor([5, 6, 7, 8])
 FRAMES = 10
 # Blocks of a canvas's grid of 2 x 3 that are padding.

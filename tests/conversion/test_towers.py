@@ -17,14 +17,14 @@ from conversion import convert_back, convert_llava_vit_to_hf, convert_vlm_tower_
 from conversion.checkpoints.checkpoint import read_checkpoint
 from conversion.checkpoints.source_config import read_source
 from conversion.common.report_schema import FAIL, PASS
+from conversion.source.small_vlm import PREFIX, small_tower, vlm_config, write_vlm
 from conversion.verification.faults import FAULTS, TOWER_FAULTS, faults_of
 from conversion.verification.verify import VerificationRequest, verify_folder
 from tests.conversion.scripts import ROOT
-from tests.conversion.vlms import PREFIX, tower_source, vlm_config, write_vlm
 from tests.loopback_hub import LoopbackHub
 
 
-CONFIG = tower_source()
+CONFIG = small_tower()
 HURRY = ("--time_budget", "0.05")
 
 
@@ -38,7 +38,6 @@ def take_out(vlm, output, *arguments) -> int:
 
 @pytest.fixture(scope="module")
 def vlm(tmp_path_factory):
-    torch.manual_seed(0)
     return write_vlm(tmp_path_factory.mktemp("vlm") / "vlm", CONFIG)
 
 
@@ -148,9 +147,9 @@ def test_exchanged_weights_fail(vlm, tower, tmp_path):
 
 def test_every_fault_of_towers_has_a_tower():
     assert faults_of(CONFIG) == FAULTS + TOWER_FAULTS
-    plain = tower_source(attention_window=None, merge_size=1, merger_output_size=None, temporal_rule=None)
+    plain = small_tower(attention_window=None, merge_size=1, merger_output_size=None, temporal_rule=None)
     assert [fault.name for fault in faults_of(plain)][len(FAULTS) :] == ["post_norm_added"]
-    assert "leak" not in [fault.name for fault in faults_of(tower_source(attention_window=1))]
+    assert "leak" not in [fault.name for fault in faults_of(small_tower(attention_window=1))]
 
 
 @pytest.mark.parametrize(
@@ -158,7 +157,7 @@ def test_every_fault_of_towers_has_a_tower():
     [{"merge_size": 3}, {"attention_window": 1}, {"attention_window": 11, "use_post_norm": True}, {"patch_size": 16}],
 )
 def test_other_towers(tmp_path, overrides):
-    config = tower_source(**overrides)
+    config = small_tower(**overrides)
     folder = write_vlm(tmp_path / "vlm", config)
     assert take_out(folder, tmp_path / "tower", "--with_merger", "--skip_verification") == 0
     report = report_of(tmp_path / "tower", folder)
@@ -291,7 +290,7 @@ class TestPutBack:
             ({"attention_window": 5}, "attention_window=3"),
             ({"num_hidden_layers": 3}, "num_hidden_layers"),
         ):
-            other = write_vlm(tmp_path / told, tower_source(**change))
+            other = write_vlm(tmp_path / told, small_tower(**change))
             assert self.put(tower, other, tmp_path / "again") == 2
             assert told in capsys.readouterr().err and not (tmp_path / "again").exists()
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from conversion.source.peaked_weights import peaked_state_dict
+from conversion.source.small_vlm import PREFIX, small_tower, tower_name, vlm_config
 from tests.conversion.scripts import ROOT
-from tests.conversion.vlms import PREFIX, tower_name, tower_source, vlm_config
 
 
 pytestmark = pytest.mark.slow
@@ -33,7 +33,7 @@ sys.exit(code)
 def write_sparse_vlm(folder: Path) -> int:
     """Four shards of 4 GB, of which the last two hold the tower, each tensor after a hole; returns its bytes."""
     folder.mkdir()
-    config = tower_source(**SIZES, attention_window=4, merger_output_size=2560)
+    config = small_tower(**SIZES, attention_window=4, merger_output_size=2560)
     tower = {PREFIX + tower_name(name): tensor.bfloat16() for name, tensor in peaked_state_dict(config).items()}
     places = {name: SHARDS - 2 + index % 2 for index, name in enumerate(tower)}
     weight_map = {}

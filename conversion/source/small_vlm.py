@@ -1,5 +1,8 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
-"""Tiny checkpoints of VLMs with a tower, in shards, as the released ones have their names."""
+"""Small checkpoints of VLMs with a tower, in shards, under the names that the released ones have.
+
+What these names are is written out here, apart from the tables of the conversion, so that a wrong row there shows.
+"""
 
 import json
 from pathlib import Path
@@ -9,15 +12,12 @@ from safetensors.torch import save_file
 
 from conversion.source.encoder import SourceConfig
 from conversion.source.peaked_weights import peaked_state_dict
-from tests.conversion.weights import tiny_config
 
 
-TOWER = {
-    **{"use_head": False, "use_post_norm": False, "temporal_rule": "index", "norm_eps": 1e-6, "head_norm_eps": 1e-6},
-    **{"attention_window": 3, "merge_size": 2, "merger_output_size": 48},
-}
 PREFIX = "model.visual."
-# Written out here, apart from the tables of the conversion.
+WIDTH = 48
+"""Channels of the language model."""
+
 _NAMES = (
     ("conv1.", "embeddings.patch_embedding."),
     ("ln_pre.", "layernorm_pre."),
@@ -30,9 +30,13 @@ _NAMES = (
 )
 
 
-def tower_source(**overrides) -> SourceConfig:
-    """A tiny tower: windows of 3 frames, blocks of 2 x 2, a merger to 48 channels."""
-    return tiny_config(**{**TOWER, "patch_size": 14, **overrides})
+def small_tower(**overrides) -> SourceConfig:
+    """Two layers of two heads, windows of 3 frames, blocks of 2 x 2, and a merger to `WIDTH` channels."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 96}
+    kind = {"use_head": False, "use_post_norm": False, "temporal_rule": "index", "patch_size": 14}
+    kind |= {"norm_eps": 1e-6, "head_norm_eps": 1e-6}
+    kind |= {"attention_window": 3, "merge_size": 2, "merger_output_size": WIDTH}
+    return SourceConfig(**(sizes | kind | overrides))
 
 
 def tower_name(name: str) -> str:
@@ -50,8 +54,10 @@ def vlm_weights(config: SourceConfig, dtype: torch.dtype = torch.bfloat16, separ
     Args:
         separate: queries, keys and values have projections of their own, as in the encoder's own repo.
     """
-    weights = {"model.embed_tokens.weight": torch.randn(64, 48), "lm_head.weight": torch.randn(64, 48)}
-    weights |= {f"model.layers.{layer}.mlp.up_proj.weight": torch.randn(96, 48) for layer in range(12)}
+    generator = torch.Generator().manual_seed(0)
+    shapes = dict.fromkeys(("model.embed_tokens.weight", "lm_head.weight"), (64, WIDTH))
+    shapes |= {f"model.layers.{layer}.mlp.up_proj.weight": (96, WIDTH) for layer in range(12)}
+    weights = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     for name, tensor in peaked_state_dict(config).items():
         name = PREFIX + tower_name(name)
         if separate and ".self_attn.qkv." in name:
@@ -63,6 +69,7 @@ def vlm_weights(config: SourceConfig, dtype: torch.dtype = torch.bfloat16, separ
 
 
 def vlm_config(config: SourceConfig, model_type: str = "llava_onevision2") -> dict:
+    """The VLM's `config.json`."""
     vision = {
         "model_type": "onevision_encoder",
         "hidden_size": config.hidden_size,
@@ -78,7 +85,7 @@ def vlm_config(config: SourceConfig, model_type: str = "llava_onevision2") -> di
         "spatial_merge_size": config.merge_size,
         "out_hidden_size": config.merger_output_size,
     }
-    return {"model_type": model_type, "vision_config": vision, "text_config": {"hidden_size": 48}}
+    return {"model_type": model_type, "vision_config": vision, "text_config": {"hidden_size": WIDTH}}
 
 
 def write_vlm(folder: Path, config: SourceConfig, shards: int = 4, **weights) -> Path:
