@@ -142,14 +142,14 @@ def build_processor(config, layout: str, stored: dict | None = None) -> LlavaViT
         stored: an existing processor configuration whose preprocessing is carried over.
     """
     fields = {name: stored[name] for name in KEPT_PROCESSOR_FIELDS if stored and stored.get(name) is not None}
-    merge_size = config.merge_size if layout == "packing" else 1
+    # Those of a packing config; the dense one has neither.
+    merge_size, rule = getattr(config, "merge_size", 1), getattr(config, "temporal_rule", None)
     # To whole blocks of patches, where the model takes them.
     unit = config.patch_size * merge_size if merge_size > 1 else 1
     crop_size = max(config.image_size // unit, 1) * unit
     fields = {"size": max(config.image_size, crop_size), "crop_size": crop_size} | fields
     if layout == "packing":
-        fields |= {"merge_size": merge_size}
-        fields |= {} if config.temporal_rule is None else {"temporal_rule": config.temporal_rule}
+        fields |= {"merge_size": merge_size} | ({} if rule is None else {"temporal_rule": rule})
     return LlavaViTProcessor(
         LlavaViTImageProcessor(patch_size=config.patch_size, packing=layout == "packing", **fields)
     )
