@@ -132,6 +132,7 @@ def verification_section(folder: ModelFolder, record: CardRecord) -> str:
         name=record.repo_id.split("/")[-1],
         report=report,
         report_file=REPORT_FILE,
+        prefix=next((name[:-1] for name in source["sha256"] if name.endswith("*")), None),
         source=f"`{source['location']}` ({hashes or 'no hashes'})",
         outcome=outcome,
         # In the order in which a reader asks: how far off, how far off a fault would be.

@@ -9,7 +9,7 @@ from conversion.common.report_schema import PASS, REPORTED
 
 _NUMBERS = ("min_cosine", "relative_error", "max_abs")
 # Of which the model card shows the rows; `VERIFICATION.md` shows all.
-_OUTPUTS = ("last_hidden_state", "pooler_output")
+_OUTPUTS = ("last_hidden_state", "pooler_output", "merged_hidden_state")
 
 
 def cases_table(report: dict, detailed: bool = False) -> str:

@@ -361,3 +361,28 @@ def test_a_repo_is_fetched_no_further_than_its_tower(vlm, tmp_path):
         load_file(tmp_path / "tower" / "model.safetensors").keys()
         == AutoModel.from_pretrained(tmp_path / "tower", trust_remote_code=True).state_dict().keys()
     )
+
+
+@pytest.mark.long
+def test_a_tower_is_published_with_a_card_that_says_what_it_is(vlm, tmp_path):
+    assert take_out(vlm, tmp_path / "tower", "--with_merger", *HURRY) == 0
+    with LoopbackHub() as hub:
+        hub.add_token("hf_writer", "user")
+        script = ROOT / "conversion" / "push_to_hub.py"
+        done = subprocess.run(
+            [sys.executable, script, tmp_path / "tower", "user/tower"],
+            env=hub.client_environment(tmp_path, token="hf_writer"),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0 and "loaded back and equal" in done.stdout, done.stderr
+        card = hub.repo("user/tower").files()["README.md"].read().decode()
+    for said in (
+        "the vision tower of a VLM",
+        "in windows of 3 frames",
+        "in blocks of 2 x 2",
+        "(and `--prefix model.visual.`)",
+        "| merged_hidden_state |",
+    ):
+        assert said in card, said
+    assert "**dense** sibling" not in card
