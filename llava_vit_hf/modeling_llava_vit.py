@@ -191,6 +191,22 @@ class LlavaViTPreTrainedModel(PreTrainedModel):
         self.layernorm_post = build_norm(config) if config.use_post_norm else nn.Identity()
         self.head = LlavaViTPoolingHead(config) if config.use_head else None
 
+    # transformers' name of gradient checkpointing from 5.24 on, for those before.
+    if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):
+
+        def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None) -> None:
+            """Works layers out again in the backward, for less memory; not reentrant unless the arguments say so."""
+            self.gradient_checkpointing_enable(activation_checkpointing_kwargs or {"use_reentrant": False})
+
+        def activation_checkpointing_disable(self) -> None:
+            """Undoes `activation_checkpointing_enable`."""
+            self.gradient_checkpointing_disable()
+
+        @property
+        def is_activation_checkpointing(self) -> bool:
+            """Whether layers are worked out again in the backward."""
+            return self.is_gradient_checkpointing
+
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, LlavaViTPatchProjection)):
