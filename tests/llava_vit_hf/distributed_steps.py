@@ -82,7 +82,7 @@ def gradients(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def gradients_in_two() -> None:
-    """Saves, of each rank, the gradients of a second step by wrapper and checkpointing, and what a head stops it with."""
+    """Saves each rank's gradients of a second step by wrapper and checkpointing, and what a head stops DDP with."""
     folder, rank = Path(sys.argv[1]), int(os.environ["RANK"])
     torch.distributed.init_process_group("gloo")
     wrappers, found = {"ddp": DistributedDataParallel, "fsdp2": fsdp2}, {}
