@@ -11,6 +11,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from tqdm import tqdm
@@ -49,51 +50,73 @@ def matmul_rate(dtype: torch.dtype, device: str, side: int = 8192) -> float:
     return 2.0 * side**3 / statistics.median(_times({"": lambda: left @ right}, "matrix product")[""])
 
 
-def waits_for_the_device(run: Callable) -> str | None:
-    """Runs it once warm, and says what in it waits for the device; `None` if nothing does.
+def waits(run: Callable, device: str) -> str | None:
+    """What in it waits for the device; `None` if nothing does, or the device is a CPU.
 
     Raises:
         RuntimeError: if it fails for another reason.
     """
-    with torch.inference_mode():
-        run()
-        torch.cuda.synchronize()
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+    if device == "cpu":
+        return None
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.inference_mode():
             run()
-        except RuntimeError as error:
-            if "synchronizing" not in str(error):
-                raise
-            return str(error).splitlines()[0]
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
+    except RuntimeError as error:
+        if "synchronizing" not in str(error):
+            raise
+        return str(error).splitlines()[0]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
     return None
 
 
 def contenders(
     grids: list[tuple[int, int, int]], models: dict, sizes: dict, dtype: torch.dtype, device: str
-) -> dict[str, Callable]:
-    """What is measured on a pack of these grids, by name."""
+) -> dict[str, Callable[[], Callable | None]]:
+    """What makes each of those that are measured on a pack of these grids, by name."""
     inputs = bookkept(grids, dtype)
     inputs = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
-    lengths, packing, fast = lengths_of(grids), models["packing"], models["packing compiled"]
-    bucket = BucketGraph(packing, sum(lengths) + SPARE, len(lengths) + 1, max(*lengths, SPARE))
-    runs = {
-        "packing": lambda: packing(**inputs),
-        "packing compiled": lambda: fast(**inputs),
-        "packing, CUDA graph": lambda: bucket(inputs["pixel_values"], inputs["patch_positions"], lengths),
+    lengths = lengths_of(grids)
+    # Qwen3-VL attends within a frame: a clip as one tall image is the same work.
+    tall = [(1, t * h, w) for t, h, w in grids]
+
+    def graph() -> Callable:
+        bucket = BucketGraph(models["packing"], sum(lengths) + SPARE, len(lengths) + 1, max(*lengths, SPARE))
+        return lambda: bucket(inputs["pixel_values"], inputs["patch_positions"], lengths)
+
+    def tower(backend: str) -> Callable | None:
+        return qwen3_vl_tower(tall, inputs["pixel_values"], dtype, sizes, backend)
+
+    made = {
+        "packing": lambda: lambda: models["packing"](**inputs),
+        "packing compiled": lambda: lambda: models["packing compiled"](**inputs),
+        "packing, CUDA graph": graph,
     }
     if len(set(grids)) == 1:
         frames, height, width = grids[0]
         pixels = torch.randn(len(grids), 3, frames, 14 * height, 14 * width, dtype=dtype, device=device)
-        runs["dense"] = lambda: models["dense"](pixels)
-        runs["dense compiled"] = lambda: models["dense compiled"](pixels)
-    # Qwen3-VL attends within a frame: a clip as one tall image is the same work.
-    tall = [(1, t * h, w) for t, h, w in grids]
-    for backend in ["sdpa", *["flash_attention_2"] * is_flash_attn_2_available()]:
-        tower = qwen3_vl_tower(tall, inputs["pixel_values"], dtype, sizes, backend)
-        runs |= {} if tower is None else {f"Qwen3-VL tower ({backend})": tower}
-    return runs
+        made["dense"] = lambda: lambda: models["dense"](pixels)
+        made["dense compiled"] = lambda: lambda: models["dense compiled"](pixels)
+    backends = ["sdpa", *["flash_attention_2"] * is_flash_attn_2_available()]
+    return made | {f"Qwen3-VL tower ({backend})": partial(tower, backend) for backend in backends}
+
+
+def prepared(made: dict[str, Callable]) -> tuple[dict[str, Callable], dict[str, str]]:
+    """Makes each contender and runs it once, which compiles it: those that run, and what those say that do not."""
+    runs, failed = {}, {}
+    for name, make in made.items():
+        try:
+            with torch.inference_mode():
+                run = make()
+                if run is not None:
+                    run()
+                    runs[name] = run
+        except RuntimeError as error:
+            failed[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            print(f"cuda       {name}: {failed[name]}", file=sys.stderr)
+    return runs, failed
 
 
 def cuda_ratios(
@@ -124,7 +147,7 @@ def cuda_ratios(
                 print(f"cuda       left out, as time is over: {workload}, {total:,} tokens", file=sys.stderr)
                 continue
             grids = unit * (total // sum(lengths_of(unit)))
-            runs = contenders(grids, models, sizes, dtype, device)
+            runs, failed = prepared(contenders(grids, models, sizes, dtype, device))
             seconds = {name: statistics.median(taken) for name, taken in _times(runs, f"{total} {workload}").items()}
             count = sum(lengths_of(grids))
             peers = [taken for name, taken in seconds.items() if name.startswith("Qwen")]
@@ -135,8 +158,9 @@ def cuda_ratios(
                 "patches_per_second": {name: count / taken for name, taken in seconds.items()},
                 "utilisation": {name: operations(grids, sizes) / taken / rate for name, taken in seconds.items()},
                 "matmul_tflops": rate / 1e12,
-                "peer_over_packing": min(peers) / seconds["packing"] if peers else None,
-                "waits": None if device == "cpu" else waits_for_the_device(runs["packing"]),
+                "peer_over_packing": min(peers) / seconds["packing"] if peers and "packing" in seconds else None,
+                "failed": failed,
+                "waits": {name: found for name, run in runs.items() if (found := waits(run, device)) is not None},
                 "device": torch.cuda.get_device_name() if device == "cuda" else device,
             }
             results.append(result)
