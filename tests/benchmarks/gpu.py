@@ -42,8 +42,8 @@ from conversion.make_demo_inputs import CONFIG  # noqa: E402
 from conversion.source.encoder import SourceConfig  # noqa: E402
 from conversion.source.peaked_weights import peaked_state_dict  # noqa: E402
 from conversion.verification.backends import ABSENT, label_of, worst_error  # noqa: E402
+from conversion.verification.report_tables import table  # noqa: E402
 from tests.benchmarks.cuda_speed import LARGE, TOKENS, WORKLOADS, cuda_ratios, cuda_table  # noqa: E402
-from tests.benchmarks.speed import markdown  # noqa: E402
 
 
 SMALL = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 128}
@@ -244,7 +244,8 @@ def main(arguments: list[str] | None = None) -> int:
     report["speed"] = cuda_ratios(options.device, tokens, sizes, ends=ends)
     _write(report, options.output_dir, started)
     draw(report, options.output_dir / "gpu.png")
-    print(f"\n{markdown(cuda_table(report['speed']))}")
+    header, *rows = cuda_table(report["speed"])
+    print(f"\n{table(header, rows)}")
     best = max((max(one["utilisation"].values()) for one in report["speed"]), default=0.0)
     print(f"\nbest: {100 * best:.0f} % of the matrix product rate; aimed at: {100 * AIM:.0f} %")
     for line in report["problems"]:
