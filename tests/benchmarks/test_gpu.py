@@ -2,6 +2,8 @@
 """The command for a GPU, with a CPU and stand-ins in its place. Nothing here looks at how long anything takes."""
 
 import json
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -170,3 +172,11 @@ def test_a_contender_that_fails_is_named_and_left_out(capsys):
 def test_nothing_is_measured_once_time_is_over(capsys):
     results = cuda_speed.cuda_ratios("cpu", [4096], gpu.SMALL, torch.float32, ends=time.monotonic() - 1)
     assert results == [] and "time is over: mixed, 4,096 tokens" in capsys.readouterr().err
+
+
+def test_it_needs_nothing_that_a_bare_machine_lacks():
+    """What reads videos, and what the rest of the suite compares with."""
+    missing = ("av", "decord", "datasets", "bitsandbytes", "peft", "onnxruntime")
+    program = f"import sys; sys.modules.update(dict.fromkeys({missing}))\n"
+    program += "import tests.benchmarks.gpu, tests.llava_vit_hf.test_cuda"
+    subprocess.run([sys.executable, "-c", program], cwd=gpu.ROOT, check=True)
