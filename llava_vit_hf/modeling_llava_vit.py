@@ -27,8 +27,8 @@ logger = logging.get_logger(__name__)
 # on glibc maps and clears new memory for each; with fewer rows it weighs more that every matrix product lays out its
 # weights anew.
 CPU_ROWS = 2048
-# Of a longer sample so many rows are projected at a time, since what lies between is what memory is needed for.
-PROJECTED_ROWS = 512
+# Of more rows so many are projected at a time, since what lies between is what memory is needed for.
+PROJECTED_ROWS = 1024
 
 
 def build_norm(config: LlavaViTConfig) -> nn.Module:
@@ -98,7 +98,7 @@ class LlavaViTLayer(GradientCheckpointingLayer):
         for start in range(0, len(rows), most):
             part = slice(start, start + most)
             between = rows[part] + self.self_attn.project_output(states[part])
-            output[part] = between + self.mlp(self.layer_norm2(between))
+            torch.add(between, self.mlp(self.layer_norm2(between)), out=output[part])
         return output, weights
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
