@@ -15,10 +15,11 @@ DEMO := demo_output
 # test-torchvision  test where torchvision is installed, as it is for most users: about 5.5 GB, so not in CI
 
 # fuzz          every entry point and file parser on bad inputs, and a table: make fuzz SECONDS=3600
+# gpu           all that is worth knowing of one GPU, in 8 minutes; with the packages of PYTHON, as it installs nothing
 # benchmark     speed, memory and growth as ratios, with a picture where matplotlib is installed; leave the machine alone
 
 .PHONY: demo kit test test-new test-old test-quick test-slow test-middle test-torchvision fuzz benchmark style check
-.PHONY: audit clean
+.PHONY: gpu audit clean
 
 demo: $(NEW)/ready
 	$(NEW)/bin/python conversion/make_demo_inputs.py $(DEMO)
@@ -92,6 +93,9 @@ fuzz: $(NEW)/ready
 benchmark: $(NEW)/ready
 	$(NEW)/bin/python tests/benchmarks/speed.py
 	$(NEW)/bin/python tests/benchmarks/conversion.py
+
+gpu:
+	$(PYTHON) tests/benchmarks/gpu.py --output_dir benchmarks
 
 style: $(NEW)/ready
 	$(NEW)/bin/ruff check --fix . && $(NEW)/bin/ruff format .

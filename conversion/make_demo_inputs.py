@@ -11,7 +11,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import av
 import torch
 from PIL import Image
 
@@ -32,6 +31,8 @@ CONFIG = SourceConfig(
 
 def write_video(path: Path, frames: int, height: int, width: int) -> None:
     """An H.264 video of `frames` frames at 8 frames per second."""
+    import av  # which those who take `CONFIG` alone need not have
+
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=8)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"

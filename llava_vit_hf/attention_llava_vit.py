@@ -38,20 +38,26 @@ def rotary_embedding(
     return torch.cat((cosines, torch.where(first, -sines, 0.0), torch.where(first, 0.0, sines)), dim=-1)
 
 
-def apply_rotary(states: torch.Tensor, rotary: torch.Tensor) -> torch.Tensor:
+def apply_rotary(states: torch.Tensor, rotary: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
     """Rotates neighbouring pairs of channels: `(x0, x1) -> (x0 cos0 - x1 sin0, x1 cos1 + x0 sin1)`.
 
     Queries or keys `(tokens, heads, head_dim)` keep their shape and dtype; this computes in that of `rotary`, which is
     from `rotary_embedding`.
+
+    Args:
+        out: where to write the result, which is then this; without gradients only.
     """
     cosines, next_sines, previous_sines = rotary.chunk(3, dim=-1)
     wide = states.to(cosines.dtype)
-    rotated = wide * cosines
+    in_place = out is not None and out.dtype == cosines.dtype
+    rotated = torch.mul(wide, cosines, out=out) if in_place else wide * cosines
     # A pair's other channel is the next one or the one before: whole rows read at an offset, and none rearranged.
     most = states.shape[-1] - 1
     rotated.narrow(-1, 0, most).addcmul_(wide.narrow(-1, 1, most), next_sines.narrow(-1, 0, most))
     rotated.narrow(-1, 1, most).addcmul_(wide.narrow(-1, 0, most), previous_sines.narrow(-1, 1, most))
-    return rotated.to(states.dtype)
+    if out is None:
+        return rotated.to(states.dtype)
+    return out if in_place else out.copy_(rotated)
 
 
 class LlavaViTAttention(nn.Module):
@@ -90,11 +96,18 @@ class LlavaViTAttention(nn.Module):
         return self.project_output(states.reshape(*hidden_states.shape[:-1], -1)), weights
 
     def rotated(
-        self, hidden_states: torch.Tensor, rotary: torch.Tensor
+        self,
+        hidden_states: torch.Tensor,
+        rotary: torch.Tensor,
+        places: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`(..., C)` to queries and keys with their rotary embedding, and values, each `(tokens, heads, head_dim)`."""
+        """`(..., C)` to queries and keys with their rotary embedding, and values, each `(tokens, heads, head_dim)`.
+
+        Args:
+            places: where to write queries and keys; without gradients only.
+        """
         query, key, value = self.project(hidden_states)
-        query, key = apply_rotary(query, rotary), apply_rotary(key, rotary)
+        query, key = apply_rotary(query, rotary, places[0]), apply_rotary(key, rotary, places[1])
         if value.dtype == torch.float16:
             # The one check for finite numbers: fused kernels may turn scores of -inf, of what is beyond float16, into
             # finite values. 0 * inf is NaN, which shows, and adding zero changes nothing else.
@@ -116,11 +129,13 @@ class LlavaViTAttention(nn.Module):
         whole = None
         for start in range(0, len(rows), most):
             part = slice(start, start + most)
-            projected = self.rotated(norm(rows[part]), rotary[part])
+            places = (None, None) if whole is None else (whole[0][part], whole[1][part])
+            projected = self.rotated(norm(rows[part]), rotary[part], places)
             if whole is None:
                 whole = [rows.new_empty(len(rows), *states.shape[1:], dtype=states.dtype) for states in projected]
-            for states, written in zip(projected, whole, strict=True):
-                written[part] = states
+            for states, place, written in zip(projected, (*places, None), whole, strict=True):
+                if states is not place:
+                    written[part] = states
         del projected
         return self.attend(*whole, segments)
 

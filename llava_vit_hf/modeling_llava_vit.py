@@ -27,8 +27,8 @@ logger = logging.get_logger(__name__)
 # on glibc maps and clears new memory for each; with fewer rows it weighs more that every matrix product lays out its
 # weights anew.
 CPU_ROWS = 2048
-# Of a longer sample so many rows are projected at a time, since what lies between is what memory is needed for.
-PROJECTED_ROWS = 512
+# Of more rows so many are projected at a time, since what lies between is what memory is needed for.
+PROJECTED_ROWS = 1024
 
 
 def build_norm(config: LlavaViTConfig) -> nn.Module:
@@ -98,7 +98,7 @@ class LlavaViTLayer(GradientCheckpointingLayer):
         for start in range(0, len(rows), most):
             part = slice(start, start + most)
             between = rows[part] + self.self_attn.project_output(states[part])
-            output[part] = between + self.mlp(self.layer_norm2(between))
+            torch.add(between, self.mlp(self.layer_norm2(between)), out=output[part])
         return output, weights
 
     def feed_forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
@@ -190,6 +190,22 @@ class LlavaViTPreTrainedModel(PreTrainedModel):
         self.encoder = LlavaViTEncoder(config, self.layer_class)
         self.layernorm_post = build_norm(config) if config.use_post_norm else nn.Identity()
         self.head = LlavaViTPoolingHead(config) if config.use_head else None
+
+    # transformers' name of gradient checkpointing from 5.24 on, for those before.
+    if not hasattr(PreTrainedModel, "activation_checkpointing_enable"):
+
+        def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None) -> None:
+            """Works layers out again in the backward, for less memory; not reentrant unless the arguments say so."""
+            self.gradient_checkpointing_enable(activation_checkpointing_kwargs or {"use_reentrant": False})
+
+        def activation_checkpointing_disable(self) -> None:
+            """Undoes `activation_checkpointing_enable`."""
+            self.gradient_checkpointing_disable()
+
+        @property
+        def is_activation_checkpointing(self) -> bool:
+            """Whether layers are worked out again in the backward."""
+            return self.is_gradient_checkpointing
 
     def _init_weights(self, module: nn.Module) -> None:
         std = self.config.initializer_range

@@ -60,9 +60,10 @@ def test_cuda_part_runs_on_any_device(monkeypatch):
     monkeypatch.setattr(cuda_speed, "ROUNDS", 1)
     monkeypatch.setattr(torch, "compile", lambda model, **options: model)
     results = cuda_speed.cuda_ratios("cpu", [4096], TINY, torch.float32)
-    header, row = cuda_speed.cuda_table(results)
-    assert len(header) == len(row) and row[0] == "4,096"
-    assert speed.markdown([header, row]).count("\n") == 2
+    header, *rows = cuda_speed.cuda_table(results)
+    assert [row[:2] for row in rows] == [["mixed", "4,096"], ["448 x 448", "4,096"]]
+    assert {len(row) for row in rows} == {len(header)} and all(result["failed"] == {} for result in results)
+    assert speed.markdown([header, *rows]).count("\n") == 3
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

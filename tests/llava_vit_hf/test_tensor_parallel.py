@@ -1,36 +1,27 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """`tp_plan="auto"`: a model split over two processes on a CPU gives the features of the whole one."""
 
-import os
-import socket
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 import transformers
 
 from llava_vit_hf import LlavaViTPackingModel
 from tests.models import as_packing, dense_model, min_cosine, random_pixels
+from tests.processes import run_in_two
 
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # One of two processes: loads its part, and saves how much that is and what it computes.
 PART = """
-import os, sys
-sys.path.insert(0, sys.argv[1])
-import torch
+import os, sys, torch
 from llava_vit_hf import LlavaViTModel
-model = LlavaViTModel.from_pretrained(sys.argv[2], tp_plan="auto").eval()
+model = LlavaViTModel.from_pretrained(sys.argv[1], tp_plan="auto").eval()
 with torch.no_grad():
-    output = model(torch.load(sys.argv[2] + "/pixels.pt"), output_hidden_states=True)
+    output = model(torch.load(sys.argv[1] + "/pixels.pt"), output_hidden_states=True)
 layer = model.encoder.layers[0]
 weights = (layer.self_attn.q_proj, layer.self_attn.out_proj, layer.mlp.fc1, layer.mlp.fc2)
 # transformers 4 has plain parameters in places.
 shapes = [tuple(getattr(module.weight, "to_local", lambda: module.weight)().shape) for module in weights]
-torch.save((shapes, output.hidden_states[-2], output.pooler_output), sys.argv[2] + f"/{os.environ['RANK']}.pt")
+torch.save((shapes, output.hidden_states[-2], output.pooler_output), sys.argv[1] + f"/{os.environ['RANK']}.pt")
 torch.distributed.destroy_process_group()
 """
 
@@ -40,22 +31,7 @@ def test_two_processes_give_the_features_of_one(tmp_path):
     model, pixels = dense_model(), random_pixels(2, 3, 16, 20)
     model.save_pretrained(tmp_path)
     torch.save(pixels, tmp_path / "pixels.pt")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    parts = [
-        subprocess.Popen(
-            [sys.executable, "-c", PART, str(ROOT), str(tmp_path)],
-            env={**os.environ, **shared, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
-    for part in parts:
-        _, errors = part.communicate(timeout=300)
-        assert part.returncode == 0, errors[-3000:]
+    run_in_two(PART, tmp_path)
     with torch.no_grad():
         expected = model(pixels, output_hidden_states=True)
     for rank in range(2):

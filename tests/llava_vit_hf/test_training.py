@@ -15,6 +15,7 @@ LORA_TARGETS = {
     "dense": ["q_proj", "k_proj", "v_proj", "self_attn.out_proj", "fc1", "fc2"],
     "packing": ["qkv", "self_attn.proj", "fc1", "fc2"],
 }
+PATCH_PROJECTION = {"dense": "embeddings.patch_embedding", "packing": "patch_embed.proj"}
 
 
 @pytest.fixture(params=LAYOUTS)
@@ -42,30 +43,52 @@ def test_every_parameter_has_a_gradient(case):
         assert gradient.isfinite().all() and gradient.abs().max() > 0, name
 
 
-@pytest.mark.parametrize("reentrant", [False, True], ids=["not reentrant", "reentrant"])
-def test_gradient_checkpointing_gives_equal_gradients(case, reentrant):
-    case.model.train()
-    expected = gradients(case)
+def compare_checkpointed(case, expected: dict[str, torch.Tensor]) -> None:
+    """Gradients with checkpointing are those without, and a layer's forward ran twice."""
     calls = []
-    case.model.encoder.layers[1].mlp.fc1.register_forward_hook(lambda *_: calls.append(1))
-    case.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
-    if reentrant:
-        case.model.enable_input_require_grads()
-    assert case.model.is_gradient_checkpointing
+    hook = case.model.encoder.layers[1].mlp.fc1.register_forward_hook(lambda *_: calls.append(1))
     for name, gradient in gradients(case).items():
         # The inputs of q, k and v add up in another order.
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
+    hook.remove()
     assert len(calls) == 2
-    case.model.gradient_checkpointing_disable()
+
+
+@pytest.mark.filterwarnings("error::FutureWarning", "error::DeprecationWarning")
+@pytest.mark.parametrize("reentrant", [None, False, True], ids=["by default", "not reentrant", "reentrant"])
+def test_activation_checkpointing_gives_equal_gradients(case, reentrant):
+    case.model.train()
+    expected = gradients(case)
+    assert case.model.is_activation_checkpointing is False
+    case.model.activation_checkpointing_enable(None if reentrant is None else {"use_reentrant": reentrant})
+    if reentrant:
+        case.model.enable_input_require_grads()
+    assert case.model.is_activation_checkpointing is True
+    used = case.model.encoder.layers[0]._gradient_checkpointing_func.keywords
+    assert used["use_reentrant"] is bool(reentrant)
+    compare_checkpointed(case, expected)
+    case.model.activation_checkpointing_disable()
     assert all(torch.equal(gradient, expected[name]) for name, gradient in gradients(case).items())
 
 
-def test_gradient_checkpointing_repeats_the_dropout(case):
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+def test_gradient_checkpointing_is_its_earlier_name(case):
+    """Which transformers warns of from 5.24 on."""
+    case.model.train()
+    expected = gradients(case)
+    case.model.gradient_checkpointing_enable({"use_reentrant": False})
+    assert case.model.is_gradient_checkpointing and case.model.is_activation_checkpointing
+    compare_checkpointed(case, expected)
+    case.model.gradient_checkpointing_disable()
+    assert not case.model.is_activation_checkpointing
+
+
+def test_activation_checkpointing_repeats_the_dropout(case):
     case.model.config.attention_dropout = 0.5
     case.model.train()
     torch.manual_seed(0)
     expected = gradients(case)
-    case.model.gradient_checkpointing_enable({"use_reentrant": False})
+    case.model.activation_checkpointing_enable({"use_reentrant": False})
     torch.manual_seed(0)
     for name, gradient in gradients(case).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)
@@ -73,7 +96,7 @@ def test_gradient_checkpointing_repeats_the_dropout(case):
 
 def test_checkpointing_is_off_in_evaluation(case):
     expected = case.features()
-    case.model.gradient_checkpointing_enable({"use_reentrant": False})
+    case.model.activation_checkpointing_enable()
     assert torch.equal(case.features(), expected)
 
 
@@ -187,7 +210,7 @@ class TestLora:
         assert torch.equal(case.features(other), expected)
 
     @pytest.mark.parametrize("reentrant", [False, True], ids=["not reentrant", "reentrant"])
-    def test_with_gradient_checkpointing(self, case, reentrant):
+    def test_with_activation_checkpointing(self, case, reentrant):
         peft = self.peft()
         settings = peft.LoraConfig(target_modules=LORA_TARGETS[case.layout], r=2, init_lora_weights=False)
         model = peft.get_peft_model(case.model, settings).train()
@@ -200,11 +223,41 @@ class TestLora:
         expected = collect()
         # The base is frozen: reentrant checkpoints need the embeddings to ask for gradients.
         model.enable_input_require_grads()
-        case.model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        case.model.activation_checkpointing_enable({"use_reentrant": reentrant})
         found = collect()
         assert set(found) == set(expected) and all("lora_" in name for name in found)
         for name, gradient in found.items():
             torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-5, msg=name)
+
+    @pytest.mark.parametrize("name", ["the layer", "its parameter", "a short name"])
+    def test_on_the_patch_projection_is_refused_by_name(self, case, name):
+        """Its weight is that of a convolution, applied as a matrix product: no layer that PEFT knows."""
+        peft = self.peft()
+        layer = PATCH_PROJECTION[case.layout]
+        settings = {
+            "the layer": {"target_modules": [layer]},
+            "its parameter": {"target_modules": [], "target_parameters": [f"{layer}.weight"]},
+            "a short name": {"target_modules": [layer.split(".")[-1]]},
+        }[name]
+        message = "4 dimensional Parameter" if name == "its parameter" else r"LlavaViTPatchProjection\(\) is not supp"
+        with pytest.raises(ValueError, match=message):
+            peft.get_peft_model(case.model, peft.LoraConfig(**settings))
+
+    def test_beside_a_patch_projection_trained_whole(self, case, tmp_path):
+        peft = self.peft()
+        layer = PATCH_PROJECTION[case.layout]
+        settings = peft.LoraConfig(target_modules=LORA_TARGETS[case.layout], modules_to_save=[layer], r=2)
+        model = peft.get_peft_model(case.model, settings).train()
+        before = case.features(model)
+        loss_of(case, model).backward()
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05).step()
+        (trained,) = (p for name, p in model.named_parameters() if f"{layer}.modules_to_save" in name)
+        assert trained.grad.abs().max() > 0
+        expected = case.features(model.eval())
+        assert relative_error(expected, before) > 1e-3
+        model.save_pretrained(tmp_path)
+        other = peft.PeftModel.from_pretrained(make_case(case.layout).model, tmp_path).eval()
+        assert torch.equal(case.features(other), expected)
 
 
 def test_freeze_and_unfreeze(case):
@@ -221,8 +274,7 @@ def test_frozen_embeddings_stay_frozen(case):
     case.model.get_input_embeddings().requires_grad_(False)
     loss_of(case).backward()
     without = [name for name, parameter in case.model.named_parameters() if parameter.grad is None]
-    names = {"dense": "embeddings.patch_embedding.weight", "packing": "patch_embed.proj.weight"}
-    assert without == [names[case.layout]]
+    assert without == [f"{PATCH_PROJECTION[case.layout]}.weight"]
 
 
 def test_bfloat16_autocast(case):

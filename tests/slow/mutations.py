@@ -117,7 +117,7 @@ MUTATIONS = (
     Mutation(
         "attention_scale", _SHIPPED, '"scaling": query.shape[-1] ** -0.5', '"scaling": query.shape[-1] ** -0.499'
     ),
-    Mutation("keys_not_rotated", _SHIPPED, "apply_rotary(key, rotary)", "key", "packing"),
+    Mutation("keys_not_rotated", _SHIPPED, "apply_rotary(key, rotary, places[1])", "key", "packing"),
     Mutation(
         "head_key_value_exchanged",
         _SHIPPED,
