@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import timedelta
@@ -19,13 +19,12 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from examples.extraction.decoding import Decoded, DecodeOptions, DecoderPool, Failure, start_server
+from examples.extraction.encoding import Encoder, default_pack_tokens, load_packing_model, unusable
 from examples.extraction.feature_sets import METADATA_FILE
 from examples.extraction.files import exclusive, read_json, write_json
 from examples.extraction.inputs import Item, collect_inputs, inputs_digest
-from examples.extraction.packing_plan import pack_inputs, plan_packs
 from examples.extraction.provenance import (
     LocatedModel,
     check_model_name,
@@ -48,10 +47,6 @@ from examples.extraction.shards import (
 )
 
 
-# Large packs keep an accelerator busy; on a CPU they only leave its cache.
-PACK_TOKENS = {"cpu": 2048, "accelerator": 16384}
-# Samples wait for each other until they fill this many packs.
-PACKS_PER_WINDOW = 4
 # Processes wait for the slowest at the end; the default of torch is minutes.
 LONGEST_WAIT = timedelta(weeks=8)
 REPORTED = (
@@ -63,72 +58,6 @@ REPORTED = (
 
 class StrictError(ValueError):
     """A file gave no sample, and the run was to stop at the first."""
-
-
-def check_layers(layers: Sequence[int | str], config) -> None:
-    """Compares the layers with a model's configuration, before its weights are read.
-
-    Raises:
-        ValueError: for a hidden state or a pooling head that the model has not.
-    """
-    count = config.num_hidden_layers + 1
-    for layer in layers:
-        if layer != "pooler" and not -count <= layer < count:
-            raise ValueError(
-                f"--layers {layer}: the model has {count} hidden states; expected {-count} to {count - 1}, or pooler."
-            )
-    if "pooler" in layers and not config.use_head:
-        raise ValueError("--layers pooler: the model has no pooling head (use_head is false in its config.json).")
-
-
-class Encoder:
-    """The packing model and what is asked of it.
-
-    Args:
-        layers: as the model's `vision_feature_layer`.
-        save_dtype: of the features that come out.
-    """
-
-    def __init__(self, model, processor, layers: list[int | str], pack_tokens: int, save_dtype: torch.dtype):
-        self._model, self._processor, self._layers = model, processor, layers
-        self._pack_tokens, self._save_dtype = pack_tokens, save_dtype
-
-    def encode(self, window: list[tuple[Item, Decoded]]) -> Iterator[tuple[Item, Decoded, dict[str, torch.Tensor]]]:
-        """Features of every sample by layer, on the CPU: `(t, h, w, C)`, or `(K, C)` of chosen patches, and
-        `(C,)` for the pooler."""
-        for pack in plan_packs([len(decoded.pixel_values) for _, decoded in window], self._pack_tokens):
-            samples = [window[index] for index in pack]
-            features = self._forward([decoded for _, decoded in samples])
-            for place, (item, decoded) in enumerate(samples):
-                yield item, decoded, {layer: values[place] for layer, values in features.items()}
-
-    @torch.inference_mode()
-    def _forward(self, samples: list[Decoded]) -> dict[str, list[torch.Tensor]]:
-        batch = pack_inputs(samples)
-        # The lengths are read from the host's copies, so these stay there.
-        on_device = {name: batch[name].to(self._model.device) for name in ("pixel_values", "patch_positions")}
-        try:
-            output = self._model(**{**batch, **on_device}, vision_feature_layer=self._layers)
-        except torch.OutOfMemoryError as error:
-            tokens = len(batch["pixel_values"])
-            raise RuntimeError(f"a pack of {tokens} tokens does not fit in memory. Lower --pack_tokens.") from error
-        states = iter(output.hidden_states or ())
-        features = {}
-        for layer in self._layers:
-            if layer == "pooler":
-                features[layer] = list(self._to_host(output.pooler_output))
-            else:
-                parts = self._to_host(next(states)).split(batch["cu_seqlens"].diff().tolist())
-                features[str(layer)] = [_laid_out(*pair) for pair in zip(parts, samples, strict=True)]
-        return features
-
-    def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to("cpu", self._save_dtype)
-
-
-def _laid_out(tokens: torch.Tensor, sample: Decoded) -> torch.Tensor:
-    """`(t, h, w, C)`; where only some patches were kept they stay `(K, C)`."""
-    return tokens if "kept_patches" in sample.report else tokens.reshape(*sample.grid_thw, -1)
 
 
 class Progress:
@@ -163,21 +92,23 @@ def write_shards(
         StrictError: if the request is strict, at the first file that gives no sample.
     """
     answers = pool.results(item for items in shards.values() for item in items)
-    window_tokens = PACKS_PER_WINDOW * request.pack_tokens
     for shard, items in shards.items():
         writer = ShardWriter(request.output_dir, shard, request.format)
-        window, tokens = [], 0
-        for place, (item, answer) in enumerate(_take(answers, len(items)), start=1):
-            if isinstance(answer, Failure):
-                _fail(writer, item, answer.error, request, progress)
-            else:
-                window.append((item, answer))
-                tokens += len(answer.pixel_values)
-            if window and (tokens >= window_tokens or place == len(items)):
-                for sample in encoder.encode(window):
-                    _add(writer, *sample, request, progress)
-                window, tokens = [], 0
+        readable = _readable(_take(answers, len(items)), writer, request, progress)
+        for sample in encoder.encode(readable):
+            _add(writer, *sample, request, progress)
         writer.finish()
+
+
+def _readable(
+    answers: Iterator, writer: ShardWriter, request: BulkRequest, progress: Progress
+) -> Iterator[tuple[Item, Decoded]]:
+    """The samples among the answers; failures are written."""
+    for item, answer in answers:
+        if isinstance(answer, Failure):
+            _fail(writer, item, answer.error, request, progress)
+        else:
+            yield item, answer
 
 
 def _take(answers: Iterator, count: int) -> Iterator:
@@ -188,8 +119,8 @@ def _take(answers: Iterator, count: int) -> Iterator:
 def _add(
     writer: ShardWriter, item: Item, decoded: Decoded, features: dict, request: BulkRequest, progress: Progress
 ) -> None:
-    if not all(bool(torch.isfinite(values).all()) for values in features.values()):
-        _fail(writer, item, f"features of dtype {request.dtype} hold NaN or infinity; try float32", request, progress)
+    if error := unusable(features, request.dtype):
+        _fail(writer, item, error, request, progress)
         return
     tokens = len(decoded.pixel_values)
     report = {name: decoded.report[name] for name in REPORTED if name in decoded.report}
@@ -211,21 +142,6 @@ def _locate(request: BulkRequest, state: PartialState) -> LocatedModel:
     if state.is_main_process or main.commit is None:
         return main
     return replace(locate_model("packing_model_path", main.name, main.commit), revision=main.revision)
-
-
-def _load(located: LocatedModel, request: BulkRequest, device: torch.device):
-    processor = AutoProcessor.from_pretrained(located.name, **located.loading)
-    if "grid_thw" not in processor.model_input_names:
-        raise ValueError(
-            f"--packing_model_path {located.name}: this is a dense model; inputs of many sizes need a "
-            "packing one. conversion/convert_vit_preview_v0_hf_to_packing.py makes it from the dense folder."
-        )
-    check_layers(request.layers, AutoConfig.from_pretrained(located.name, **located.loading))
-    dtype = getattr(torch, request.dtype)
-    model = AutoModel.from_pretrained(
-        located.name, dtype=dtype, attn_implementation=request.attn_implementation, **located.loading
-    )
-    return model.to(device).eval(), processor
 
 
 def describe_run(model, located: LocatedModel, items: list[Item], request: BulkRequest) -> dict:
@@ -296,7 +212,7 @@ def extract_many(request: BulkRequest) -> dict[str, int] | None:
     device = torch.device(request.device) if request.device and state.num_processes == 1 else state.device
     device = torch.device("cpu") if on_cpu else device
     if request.pack_tokens is None:
-        request = replace(request, pack_tokens=PACK_TOKENS["cpu" if device.type == "cpu" else "accelerator"])
+        request = replace(request, pack_tokens=default_pack_tokens(device))
     if request.index == "parquet":
         import_pyarrow()
     start_server()
@@ -304,7 +220,7 @@ def extract_many(request: BulkRequest) -> dict[str, int] | None:
     located = _locate(request, state)
     # One process at a time: transformers copies the model's code into a cache that they share.
     with state.local_main_process_first():
-        model, processor = _load(located, request, device)
+        model, _ = load_packing_model(located, request.layers, request.dtype, request.attn_implementation, device)
     with ExitStack() as held:
         if state.is_main_process:
             # Held by the one process for all of its run's.
@@ -317,9 +233,7 @@ def extract_many(request: BulkRequest) -> dict[str, int] | None:
         mine = dict(list(enumerate(all_shards))[state.process_index :: state.num_processes])
         missing = {shard: part for shard, part in mine.items() if not is_complete(request.output_dir, shard)}
         total, left = (sum(map(len, part.values())) for part in (mine, missing))
-        encoder = Encoder(
-            model, processor, list(request.layers), request.pack_tokens, getattr(torch, request.saved_dtype)
-        )
+        encoder = Encoder(model, list(request.layers), request.pack_tokens, getattr(torch, request.saved_dtype))
         decoding = DecodeOptions(
             model_path=located.name,
             revision=located.commit,

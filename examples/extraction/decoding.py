@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -85,30 +85,41 @@ def pixels_digest(pixel_values: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(pixel_values, dtype="<f4")).hexdigest()
 
 
-def decode(processor, item: Item, options: DecodeOptions) -> Decoded:
-    """Reads one file.
+def process(processor, kind: str, source, num_frames: int, options: DecodeOptions) -> Decoded:
+    """Makes model inputs of one image or video.
+
+    Args:
+        kind: `image` or `video`.
+        source: whatever the processor takes for one: a path, frames, an array and so on.
+        num_frames: sampled from a video.
 
     Raises:
         OSError, ValueError, TypeError, RuntimeError: as the processor does.
     """
-    kind = kind_of(item)
-    limit = options.limits.arguments()
+    arguments = {"return_tensors": "np", "return_metadata": True, **options.limits.arguments()}
     if kind == "image":
-        batch = processor(images=[item.path], return_tensors="np", return_metadata=True, **limit)
+        batch = processor(images=[source], **arguments)
     else:
         batch = processor(
-            videos=[item.path],
-            num_frames=item.num_frames,
+            videos=[source],
+            num_frames=num_frames,
             video_backend=options.video_backend,
             **options.selection,
-            return_tensors="np",
-            return_metadata=True,
-            **limit,
+            **arguments,
         )
     (report,) = batch["metadata"]
-    hashes = {"sha256": sha256_of_input(Path(item.path)), "pixels_sha256": pixels_digest(batch["pixel_values"])}
-    grid = batch["grid_thw"][0].tolist()
-    return Decoded(batch["pixel_values"], batch["patch_positions"], grid, {**report, **hashes})
+    return Decoded(batch["pixel_values"], batch["patch_positions"], batch["grid_thw"][0].tolist(), report)
+
+
+def decode(processor, item: Item, options: DecodeOptions) -> Decoded:
+    """Reads one file, and reports its hash and that of its pixels.
+
+    Raises:
+        OSError, ValueError, TypeError, RuntimeError: as the processor does.
+    """
+    decoded = process(processor, kind_of(item), item.path, item.num_frames, options)
+    hashes = {"sha256": sha256_of_input(Path(item.path)), "pixels_sha256": pixels_digest(decoded.pixel_values)}
+    return replace(decoded, report={**decoded.report, **hashes})
 
 
 def _serve(connection: Connection, options: DecodeOptions, timeout: float) -> None:
@@ -135,7 +146,7 @@ def _serve(connection: Connection, options: DecodeOptions, timeout: float) -> No
             try:
                 answer = decode(processor, item, options)
             except DECODE_ERRORS as error:
-                answer = Failure(_message(error))
+                answer = Failure(error_text(error))
             faulthandler.cancel_dump_traceback_later()
             try:
                 connection.send(answer)
@@ -143,7 +154,8 @@ def _serve(connection: Connection, options: DecodeOptions, timeout: float) -> No
                 return
 
 
-def _message(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
+    """What is recorded of a file that gave no sample."""
     text = with_options(str(error)).strip()
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

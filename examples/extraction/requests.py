@@ -11,6 +11,7 @@ from pathlib import Path
 
 from conversion.common.hub_revision import split_revision
 from examples.extraction.comparisons import DEFAULT_THRESHOLD
+from examples.extraction.encoding import check_layer_names
 from examples.extraction.feature_sets import DTYPES
 from examples.extraction.limits import DEFAULT_LIMITS, FileLimits, SampleLimits, check_positive
 from examples.extraction.shards import FORMATS
@@ -56,9 +57,9 @@ class ExtractionRequest:
                 object.__setattr__(self, field.name, Path(getattr(self, field.name)))
         check_positive("num_frames", self.num_frames)
         check_positive("top_k", self.top_k)
-        _check_choice("dtype", self.dtype, DTYPES)
+        check_choice("dtype", self.dtype, DTYPES)
         if self.scores is not None:
-            _check_choice("scores", self.scores, SCORES)
+            check_choice("scores", self.scores, SCORES)
         if (self.scores is None) != (self.top_k is None):
             raise ValueError("--scores and --top_k go together: which patches are kept, and how many of each video.")
 
@@ -152,18 +153,14 @@ class BulkRequest(ExtractionRequest):
             raise ValueError(f"--decode_timeout must be positive, found {self.decode_timeout:g}.")
         if isinstance(self.inputs, str | Path):
             raise ValueError(f"--inputs must be a list of entries, found {str(self.inputs)!r} alone.")
-        _check_choice("format", self.format, FORMATS)
-        _check_choice("index", self.index, INDEXES)
-        _check_choice("save_dtype", self.saved_dtype, DTYPES)
+        check_choice("format", self.format, FORMATS)
+        check_choice("index", self.index, INDEXES)
+        check_choice("save_dtype", self.saved_dtype, DTYPES)
         if self.format == "npz" and self.saved_dtype == "bfloat16":
             raise ValueError(
                 "--format npz cannot hold bfloat16: give --save_dtype float32 or float16, or safetensors."
             )
-        text = ",".join(map(str, self.layers))
-        if not self.layers or not all(isinstance(layer, int) or layer == "pooler" for layer in self.layers):
-            raise ValueError(f"--layers {text}: expected integers and pooler, separated by commas.")
-        if len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"--layers {text}: a layer is named twice.")
+        check_layer_names(self.layers)
 
     @property
     def saved_dtype(self) -> str:
@@ -171,6 +168,11 @@ class BulkRequest(ExtractionRequest):
         return self.save_dtype or self.dtype
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuses a value that is none of the choices.
+
+    Raises:
+        ValueError: naming the option.
+    """
     if value not in choices:
         raise ValueError(f"--{name} must be one of {', '.join(choices)}, found {value!r}.")

@@ -18,7 +18,8 @@ from transformers import AutoModel, AutoProcessor
 
 from conversion.common.metrics import Bounds, compare
 from examples.extract_features import parse_layers
-from examples.extraction.bulk_extraction import check_layers, cut_into_shards
+from examples.extraction.bulk_extraction import cut_into_shards
+from examples.extraction.encoding import check_layers
 from examples.extraction.feature_sets import open_features
 from tests import media
 from tests.examples.commands import EXAMPLES, ROOT, contents, environment, extract, read_lines, run_well
@@ -217,7 +218,7 @@ def test_a_layer_that_the_model_has_not_is_refused_before_anything_is_loaded(
     models, four_files, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(
-        "examples.extraction.bulk_extraction.AutoModel.from_pretrained",
+        "examples.extraction.encoding.AutoModel.from_pretrained",
         lambda *_, **__: pytest.fail("the model was loaded"),
     )
     folder, inputs = tmp_path / "features", four_files / "1.jpg"
