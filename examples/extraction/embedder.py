@@ -189,7 +189,8 @@ class LlavaViTEmbedder:
         if layer == "pooler":
             return values.numpy()
         if self._form == "frames":
-            return values.float().mean(dim=(1, 2)).to(values.dtype).numpy()
+            # In float64, so that the mean is right to its last bit whatever order a library adds in.
+            return values.double().mean(dim=(1, 2)).to(values.dtype).numpy()
         # A copy: a view of one pack would keep all of it in memory.
         return values.flatten(0, 2).numpy().copy()
 

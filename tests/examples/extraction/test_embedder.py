@@ -165,9 +165,10 @@ def test_frames_are_the_means_of_their_tokens(settings, embedder, four_files):
     tokens = embedder(batch)
     frames = LlavaViTEmbedder(**settings, form="frames")(batch)
     for row, (t, h, w) in enumerate(tokens["grid"]):
-        mean = tokens["layer_-2"][row].reshape(t, h * w, 64).mean(1)
+        # In float64: numpy adds up float32 along this axis one by one, which is wrong in the last digits.
+        mean = tokens["layer_-2"][row].reshape(t, h * w, 64).mean(1, dtype=np.float64)
         assert frames["layer_-2"][row].shape == (t, 64)
-        np.testing.assert_allclose(frames["layer_-2"][row], mean, atol=1e-6)
+        np.testing.assert_array_max_ulp(frames["layer_-2"][row], mean.astype(np.float32), maxulp=1)
         assert np.abs(mean[0] - mean[-1]).max() > 1e-3
     assert frames["pooler"].tobytes() == tokens["pooler"].tobytes()
 
@@ -275,7 +276,7 @@ def test_bad_rows_in_datasets(embedder, dataset):
         list(both.to_iterable_dataset().map(embedder, **options)),
     ):
         assert [bool(row["error"]) for row in rows] == [True] * 20 + [False] * 4
-        assert rows[0]["layer_-2"] == [] or len(rows[0]["layer_-2"]) == 0
+        assert [len(row["layer_-2"]) > 0 for row in rows] == [False] * 20 + [True] * 4
 
 
 @pytest.fixture
@@ -304,8 +305,7 @@ def ray(monkeypatch):
 def test_ray_map_batches(ray, columns, expected, settings):
     broken = {"id": "bad", "image": {"bytes": BROKEN, "path": None}, "video": None}
     rows = [{name: values[row] for name, values in columns.items()} for row in range(len(columns["id"]))]
-    # A block for each batch, as what shares a batch shares packs.
-    blocks = -(-len(rows) // SHARD)
+    # A block for each batch, which batch_size=None keeps, as what shares a batch shares packs.
     parts = [rows[start : start + SHARD] for start in range(0, len(rows), SHARD)]
     import pyarrow
 
@@ -316,11 +316,10 @@ def test_ray_map_batches(ray, columns, expected, settings):
     parts[-1] = [*parts[-1], broken]
     tables = [pyarrow.Table.from_pylist(part, schema=schema) for part in parts]
     dataset = ray.data.from_arrow(tables)
-    assert dataset.num_blocks() == blocks if hasattr(dataset, "num_blocks") else len(tables) == blocks
     mapped = dataset.map_batches(
         LlavaViTEmbedder,
         fn_constructor_kwargs=settings,
-        batch_size=SHARD + 1,
+        batch_size=None,
         compute=ray.data.ActorPoolStrategy(size=2),
         num_cpus=1,
     )
