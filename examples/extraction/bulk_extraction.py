@@ -213,8 +213,9 @@ def extract_many(request: BulkRequest) -> dict[str, int] | None:
     device = torch.device("cpu") if on_cpu else device
     if request.pack_tokens is None:
         request = replace(request, pack_tokens=default_pack_tokens(device))
-    if request.index == "parquet":
-        import_pyarrow()
+    for option in ("format", "index"):
+        if getattr(request, option) == "parquet":
+            import_pyarrow(f"--{option} parquet")
     start_server()
     items = collect_inputs([str(entry) for entry in request.inputs], request.num_frames, request.file_limits)
     located = _locate(request, state)

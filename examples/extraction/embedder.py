@@ -17,7 +17,6 @@ from examples.extraction.decoding import DECODE_ERRORS, Decoded, DecodeOptions, 
 from examples.extraction.encoding import (
     Encoder,
     check_layer_names,
-    column_of,
     default_pack_tokens,
     load_packing_model,
     unusable,
@@ -27,6 +26,7 @@ from examples.extraction.inputs import KINDS
 from examples.extraction.limits import SampleLimits, check_positive
 from examples.extraction.provenance import describe_model, locate_model
 from examples.extraction.requests import check_choice
+from examples.extraction.shards import column_of
 
 
 FORMS = ("tokens", "frames")

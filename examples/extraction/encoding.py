@@ -32,11 +32,6 @@ def check_layer_names(layers: Sequence[int | str]) -> None:
         raise ValueError(f"--layers {text}: a layer is named twice.")
 
 
-def column_of(layer: int | str) -> str:
-    """The column of a table that holds a layer's features: `layer_-2`, or `pooler`."""
-    return "pooler" if layer == "pooler" else f"layer_{layer}"
-
-
 def check_layers(layers: Sequence[int | str], config) -> None:
     """Compares the layers with a model's configuration, before its weights are read.
 

@@ -14,7 +14,7 @@ from examples.extraction.comparisons import DEFAULT_THRESHOLD
 from examples.extraction.encoding import check_layer_names
 from examples.extraction.feature_sets import DTYPES
 from examples.extraction.limits import DEFAULT_LIMITS, FileLimits, SampleLimits, check_positive
-from examples.extraction.shards import FORMATS
+from examples.extraction.shards import FORMATS, FORMATS_WITHOUT_BFLOAT16
 
 
 INPUT_NAMES = ("image1", "image2", "video1", "video2")
@@ -120,7 +120,7 @@ class BulkRequest(ExtractionRequest):
         pack_tokens: most tokens that share a forward pass; None is 2048 on a CPU and 16384 elsewhere.
         layers: hidden states by index, and `"pooler"`.
         save_dtype: of the saved features; None is `dtype`.
-        format: of the shards, `"safetensors"` or `"npz"`.
+        format: of the shards, `"safetensors"`, `"npz"` or, as tables, `"parquet"`.
         shard_size: inputs of a shard.
         index: `"parquet"` writes one beside `index.jsonl`.
         workers: processes that read files.
@@ -156,9 +156,9 @@ class BulkRequest(ExtractionRequest):
         check_choice("format", self.format, FORMATS)
         check_choice("index", self.index, INDEXES)
         check_choice("save_dtype", self.saved_dtype, DTYPES)
-        if self.format == "npz" and self.saved_dtype == "bfloat16":
+        if self.format in FORMATS_WITHOUT_BFLOAT16 and self.saved_dtype == "bfloat16":
             raise ValueError(
-                "--format npz cannot hold bfloat16: give --save_dtype float32 or float16, or safetensors."
+                f"--format {self.format} cannot hold bfloat16: give --save_dtype float32 or float16, or safetensors."
             )
         check_layer_names(self.layers)
 
