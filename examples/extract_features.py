@@ -35,7 +35,7 @@ from examples.extraction.limits import FileLimits, SampleLimits  # noqa: E402
 from examples.extraction.options import add_file_limits, add_sample_limits, attach_value  # noqa: E402
 from examples.extraction.paired_extraction import extract_pair  # noqa: E402
 from examples.extraction.publishing import publish  # noqa: E402
-from examples.extraction.requests import INDEXES, INPUT_NAMES, SCORES, BulkRequest, PairedRequest  # noqa: E402
+from examples.extraction.requests import INDEXES, INPUT_NAMES, SCORES, SOURCES, BulkRequest, PairedRequest  # noqa: E402
 from examples.extraction.shards import FAILURES_FILE, FORMATS  # noqa: E402
 
 
@@ -76,6 +76,13 @@ def build_parser() -> ArgumentParser:
 
     bulk = parser.add_argument_group("any number of inputs, packing model")
     bulk.add_argument("--inputs", nargs="+", metavar="INPUT", help="files, folders, globs, .jsonl/.csv/.parquet lists")
+    bulk.add_argument("--dataset", help="instead: name (user/name@revision) or path of a dataset, which is streamed")
+    bulk.add_argument("--split", help="with --dataset, such as train")
+    bulk.add_argument("--dataset_config", help="with --dataset, the name of one of its configurations")
+    bulk.add_argument("--image_column", help="of --dataset (default image)")
+    bulk.add_argument("--video_column", help="of --dataset (default video)")
+    bulk.add_argument("--id_column", help="of --dataset (default: the number of the row)")
+    bulk.add_argument("--webdataset", metavar="TARS", help="instead: tar files, as 'shard-{000..099}.tar'")
     bulk.add_argument(
         "--pack_tokens",
         "--max_tokens",
@@ -94,6 +101,7 @@ def build_parser() -> ArgumentParser:
     bulk.add_argument("--video_backend", help="decord, pyav, torchcodec or opencv (default: decord, then pyav)")
     bulk.add_argument("--strict", action="store_true", help="stop at the first file that cannot be read")
     bulk.add_argument("--overwrite", action="store_true", help="start again where another run is")
+    bulk.add_argument("--resume", action="store_true", help="add inputs that are new to the run in --output_dir")
     add_file_limits(parser, ("max_manifest_bytes", "max_line_bytes"))
     return parser
 
@@ -107,14 +115,15 @@ def parse_layers(text: str) -> tuple[int | str, ...]:
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     options = parser.parse_args(attach_value(sys.argv[1:] if arguments is None else arguments, "--layers"))
-    if options.inputs is None:
+    is_bulk = any(getattr(options, name) is not None for name in SOURCES)
+    if not is_bulk:
         missing = [f"--{name}" for name in PAIRED if getattr(options, name) is None]
         if missing:
             parser.error(f"the following arguments are required: {', '.join(missing)} (or --inputs)")
     else:
         given = [f"--{name}" for name in ONLY_PAIRED if getattr(options, name) is not None]
         if given:
-            parser.error(f"--inputs goes with --packing_model_path alone, found also {', '.join(given)}")
+            parser.error(f"many inputs go with --packing_model_path alone, found also {', '.join(given)}")
     return options
 
 
@@ -125,7 +134,7 @@ def request_of(options: argparse.Namespace) -> PairedRequest | BulkRequest:
         ValueError: for a value that cannot be.
     """
     sample_limits, file_limits = from_options(SampleLimits, options), from_options(FileLimits, options)
-    if options.inputs is None:
+    if all(getattr(options, name) is None for name in SOURCES):
         return from_options(PairedRequest, options, sample_limits=sample_limits)
     return from_options(BulkRequest, options, sample_limits=sample_limits, file_limits=file_limits)
 

@@ -1,12 +1,40 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
 """Values of `image` and `video` columns, as datasets, Ray and people store them, as the processor takes them."""
 
+import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+
+from examples.extraction.files import sha256_of_input
+
+
+def only_value(values: Mapping[str, Sequence[tuple[str, object]]]) -> tuple[str, object]:
+    """The kind and the value of a row, which has an image or a video.
+
+    Args:
+        values: by kind, the names and values of what may be it.
+
+    Raises:
+        ValueError: if there is none, or more than one.
+    """
+    found = [(kind, value) for kind, named in values.items() for _, value in named]
+    if len(found) != 1:
+        names = " and ".join(name for named in values.values() for name, _ in named)
+        raise ValueError(f"{names or ' or '.join(values)}: found {len(found)} values in the row; expected one.")
+    return found[0]
+
+
+def sha256_of_value(value) -> str | None:
+    """SHA-256 of the file that a value is, or names; None where it is neither."""
+    if isinstance(value, Mapping):
+        value, _ = _content(value)
+    if isinstance(value, bytes | bytearray | memoryview):
+        return hashlib.sha256(value).hexdigest()
+    return sha256_of_input(Path(value)) if isinstance(value, str | Path) else None
 
 
 @contextmanager

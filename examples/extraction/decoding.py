@@ -12,6 +12,7 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import queue
+import re
 import signal
 import struct
 import threading
@@ -27,6 +28,7 @@ import PIL.Image
 import torch
 from transformers import AutoProcessor
 
+from examples.extraction.column_values import only_value, readable, sha256_of_value
 from examples.extraction.files import sha256_of_input
 from examples.extraction.inputs import Item, kind_of
 from examples.extraction.limits import SampleLimits, with_options
@@ -65,19 +67,22 @@ class DecodeOptions:
 
 @dataclass(frozen=True)
 class Decoded:
-    """One sample as the processor makes it: `pixel_values` `(tokens, 3 * P * P)`, `patch_positions` `(tokens, 3)`."""
+    """One sample as the processor makes it: `pixel_values` `(tokens, 3 * P * P)`, `patch_positions` `(tokens, 3)`, and
+    the seconds that it took."""
 
     pixel_values: np.ndarray
     patch_positions: np.ndarray
     grid_thw: list[int]
     report: dict
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a file gave no sample."""
+    """Why a file gave no sample, and the seconds that it took to find out."""
 
     error: str
+    seconds: float = 0.0
 
 
 def pixels_digest(pixel_values: np.ndarray) -> str:
@@ -112,13 +117,20 @@ def process(processor, kind: str, source, num_frames: int, options: DecodeOption
 
 
 def decode(processor, item: Item, options: DecodeOptions) -> Decoded:
-    """Reads one file, and reports its hash and that of its pixels.
+    """Reads one file, or what is stored of one, and reports its hash and that of its pixels.
 
     Raises:
         OSError, ValueError, TypeError, RuntimeError: as the processor does.
     """
-    decoded = process(processor, kind_of(item), item.path, item.num_frames, options)
-    hashes = {"sha256": sha256_of_input(Path(item.path)), "pixels_sha256": pixels_digest(decoded.pixel_values)}
+    if item.values is None:
+        decoded = process(processor, kind_of(item), item.path, item.num_frames, options)
+        content = sha256_of_input(Path(item.path))
+    else:
+        kind, value = only_value(item.values)
+        with readable(kind, value) as source:
+            decoded = process(processor, kind, source, item.num_frames, options)
+        content = sha256_of_value(value)
+    hashes = {"sha256": content, "pixels_sha256": pixels_digest(decoded.pixel_values)}
     return replace(decoded, report={**decoded.report, **hashes})
 
 
@@ -143,10 +155,12 @@ def _serve(connection: Connection, options: DecodeOptions, timeout: float) -> No
                 return
             # A thread outside Python's lock: it ends this process even if the parent is no longer there to do so.
             faulthandler.dump_traceback_later(timeout + ORPHAN_SECONDS, exit=True, file=nowhere)
+            start = time.monotonic()
             try:
                 answer = decode(processor, item, options)
             except DECODE_ERRORS as error:
                 answer = Failure(error_text(error))
+            answer = replace(answer, seconds=time.monotonic() - start)
             faulthandler.cancel_dump_traceback_later()
             try:
                 connection.send(answer)
@@ -156,7 +170,8 @@ def _serve(connection: Connection, options: DecodeOptions, timeout: float) -> No
 
 def error_text(error: BaseException) -> str:
     """What is recorded of a file that gave no sample."""
-    text = with_options(str(error)).strip()
+    # Pillow names the buffer by its address, which says nothing and is never the same twice.
+    text = re.sub(r" at 0x[0-9a-f]+", "", with_options(str(error)).strip())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -225,7 +240,7 @@ class DecoderPool:
         """Every item with what became of it, in the order of `items`. To be called once.
 
         Raises:
-            RuntimeError: if no worker can start.
+            RuntimeError: if no worker can start; and whatever `items` raises.
         """
         self._thread = threading.Thread(target=self._dispatch, args=(items,), daemon=True)
         self._thread.start()
@@ -240,7 +255,8 @@ class DecoderPool:
             self._workers = [self._new_worker() for _ in range(self._count)]
             self._hand_out(iter(items))
             self._put(None)
-        except (RuntimeError, OSError) as error:
+        # Of a thread nobody would see it; `results` raises it where it is seen.
+        except BaseException as error:
             self._put(error)
 
     def _hand_out(self, items: Iterator[Item]) -> None:
@@ -261,7 +277,8 @@ class DecoderPool:
                 self._attend(index, answers)
             while order and order[0].index in answers:
                 item = order.popleft()
-                self._put((item, answers.pop(item.index)))
+                # What is stored of it is not kept any longer.
+                self._put((item if item.values is None else replace(item, values={}), answers.pop(item.index)))
             wait([worker.connection for worker in self._workers if worker.item or not worker.ready], timeout=0.2)
 
     def _attend(self, index: int, answers: dict[int, Decoded | Failure]) -> None:

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 import torch
 
-from examples.extraction.column_values import readable
+from examples.extraction.column_values import only_value, readable
 from examples.extraction.decoding import DECODE_ERRORS, Decoded, DecodeOptions, error_text, process
 from examples.extraction.encoding import (
     Encoder,
@@ -166,12 +166,12 @@ class LlavaViTEmbedder:
     def _samples(self, columns: dict[str, Sequence], rows: int, found: dict) -> Iterator[tuple[int, Decoded]]:
         """The rows that give a sample, read as they are needed; of the others the error is noted."""
         for row in range(rows):
-            given = [(kind, column[row]) for kind, column in columns.items() if column[row] is not None]
+            given = {
+                kind: [(self._columns[kind], column[row])] if column[row] is not None else []
+                for kind, column in columns.items()
+            }
             try:
-                if len(given) != 1:
-                    names = " and ".join(self._columns[kind] for kind in columns)
-                    raise ValueError(f"{names}: found {len(given)} values in the row; expected one.")
-                ((kind, value),) = given
+                kind, value = only_value(given)
                 found["kind"][row] = kind
                 with readable(kind, value) as source:
                     sample = process(self._processor, kind, source, self._num_frames, self._options)

@@ -10,6 +10,7 @@ from transformers import AutoConfig, AutoModel, AutoProcessor
 from examples.extraction.decoding import Decoded
 from examples.extraction.packing_plan import pack_inputs, plan_packs
 from examples.extraction.provenance import LocatedModel
+from examples.extraction.stage_times import StageTimes
 
 
 Key = TypeVar("Key")
@@ -85,10 +86,18 @@ class Encoder:
         layers: as the model's `vision_feature_layer`.
         pack_tokens: most tokens that share a forward pass; a longer sample has one of its own.
         save_dtype: of the features that come out.
+        times: in which the seconds of the model are noted.
     """
 
-    def __init__(self, model, layers: list[int | str], pack_tokens: int, save_dtype: torch.dtype):
-        self._model, self._layers = model, layers
+    def __init__(
+        self,
+        model,
+        layers: list[int | str],
+        pack_tokens: int,
+        save_dtype: torch.dtype,
+        times: StageTimes | None = None,
+    ):
+        self._model, self._layers, self._times = model, layers, times or StageTimes(readers=0)
         self._pack_tokens, self._save_dtype = pack_tokens, save_dtype
 
     def encode(self, samples: Iterable[tuple[Key, Decoded]]) -> Iterator[tuple[Key, Decoded, dict[str, torch.Tensor]]]:
@@ -114,7 +123,8 @@ class Encoder:
     def _encode_window(self, window: list) -> Iterator:
         for pack in plan_packs([len(decoded.pixel_values) for _, decoded in window], self._pack_tokens):
             samples = [window[index] for index in pack]
-            features = self._forward([decoded for _, decoded in samples])
+            with self._times.timed("model"):
+                features = self._forward([decoded for _, decoded in samples])
             for place, (key, decoded) in enumerate(samples):
                 yield key, decoded, {layer: values[place] for layer, values in features.items()}
 

@@ -20,6 +20,8 @@ from examples.extraction.shards import FORMATS, FORMATS_WITHOUT_BFLOAT16
 INPUT_NAMES = ("image1", "image2", "video1", "video2")
 INDEXES = ("jsonl", "parquet")
 SCORES = ("codec",)
+# What a run over many inputs reads.
+SOURCES = ("inputs", "dataset", "webdataset")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,12 @@ class BulkRequest(ExtractionRequest):
     """Any number of images and videos, to be run through the packing model.
 
     Attributes:
-        inputs: files, folders, globs and manifests; see `collect_inputs`.
+        inputs: files, folders, globs and manifests; see `collect_inputs`. In their place may be one of:
+        dataset: name or path of a dataset for `datasets`, `user/name@revision` too, of which `split` is streamed.
+        webdataset: tar files, as `shard-{000..099}.tar`.
+        dataset_config: name of one of the dataset's configurations.
+        image_column, video_column: of the dataset; it has at least one of them.
+        id_column: of the dataset; None is the number of the row.
         pack_tokens: most tokens that share a forward pass; None is 2048 on a CPU and 16384 elsewhere.
         layers: hidden states by index, and `"pooler"`.
         save_dtype: of the saved features; None is `dtype`.
@@ -128,10 +135,18 @@ class BulkRequest(ExtractionRequest):
         video_backend: see the processor; None is decord where it is exact, else PyAV.
         strict: stop at the first file that gives no sample.
         overwrite: start again where another run is.
+        resume: add inputs that are new to the run in the folder.
         file_limits: of manifests.
     """
 
-    inputs: Sequence[str | Path]
+    inputs: Sequence[str | Path] | None = None
+    dataset: str | None = None
+    webdataset: str | None = None
+    split: str | None = None
+    dataset_config: str | None = None
+    image_column: str = "image"
+    video_column: str = "video"
+    id_column: str | None = None
     pack_tokens: int | None = None
     layers: tuple[int | str, ...] = (-2,)
     save_dtype: str | None = None
@@ -143,6 +158,7 @@ class BulkRequest(ExtractionRequest):
     video_backend: str | None = None
     strict: bool = False
     overwrite: bool = False
+    resume: bool = False
     file_limits: FileLimits = DEFAULT_LIMITS
 
     def __post_init__(self):
@@ -153,6 +169,14 @@ class BulkRequest(ExtractionRequest):
             raise ValueError(f"--decode_timeout must be positive, found {self.decode_timeout:g}.")
         if isinstance(self.inputs, str | Path):
             raise ValueError(f"--inputs must be a list of entries, found {str(self.inputs)!r} alone.")
+        given = [f"--{name}" for name in SOURCES if getattr(self, name) is not None]
+        if len(given) != 1:
+            options = ", ".join(f"--{name}" for name in SOURCES)
+            raise ValueError(f"one of {options} says what to read, found {' and '.join(given) or 'none'}.")
+        if (self.dataset is None) != (self.split is None):
+            raise ValueError("--dataset and --split go together: which dataset, and which split of it.")
+        if self.resume and (self.overwrite or self.inputs is None):
+            raise ValueError("--resume adds files to a run; it goes with --inputs, and not with --overwrite.")
         check_choice("format", self.format, FORMATS)
         check_choice("index", self.index, INDEXES)
         check_choice("save_dtype", self.saved_dtype, DTYPES)

@@ -15,7 +15,9 @@ Shards in Parquet are tables by themselves, of the columns id, kind, grid `(3,)`
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 
@@ -27,6 +29,7 @@ from safetensors.torch import save
 from conversion.common.files import write_atomically
 from conversion.common.json_files import check_shape
 from examples.extraction.limits import DEFAULT_LIMITS, FileLimits, LimitError, check_bytes, read_npz
+from examples.extraction.stage_times import StageTimes
 
 
 INDEX_FILE, FAILURES_FILE, PARQUET_FILE, SHARDS_FOLDER = "index.jsonl", "failures.jsonl", "index.parquet", "shards"
@@ -58,12 +61,21 @@ class ShardWriter:
     Args:
         folder: of the run.
         file_format: one of `FORMATS`.
+        do: carries out what takes time, in order and perhaps later, such as `Background.do`.
     """
 
-    def __init__(self, folder: Path, shard: int, file_format: str, max_file_bytes: int = MAX_FILE_BYTES):
+    def __init__(
+        self,
+        folder: Path,
+        shard: int,
+        file_format: str,
+        do: Callable[[Callable[[], None]], None] = lambda job: job(),
+        max_file_bytes: int = MAX_FILE_BYTES,
+    ):
         self._folder, self._shard, self._format, self._limit = folder, shard, file_format, max_file_bytes
+        self._do = do
         self._tensors: dict[str, torch.Tensor] = {}
-        self._bytes = 0
+        self._bytes, self._begun = 0, 0
         self._files: dict[str, int] = {}
         self._records: list[dict] = []
         self._layers: list[str] = []
@@ -92,28 +104,76 @@ class ShardWriter:
         """Writes what is left, and that the shard is complete."""
         if self._tensors:
             self._write_tensors()
+        self._do(self._write_records)
+
+    def _write_records(self) -> None:
         header = {"shard": self._shard, "files": self._files}
         lines = [header, *sorted(self._records, key=lambda record: record["index"])]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomically(shard_path(self._folder, self._shard), lambda stream: stream.write(text.encode()))
 
     def _file_name(self) -> str:
-        part = f"-{len(self._files)}" if self._files else ""
+        part = f"-{self._begun}" if self._begun else ""
         return f"{SHARDS_FOLDER}/{self._shard:05d}{part}.{self._format}"
 
     def _write_tensors(self) -> None:
-        name = self._file_name()
-        if self._format == "npz":
-            arrays = {key: tensor.numpy() for key, tensor in self._tensors.items()}
-            write_atomically(self._folder / name, lambda stream: np.savez(stream, **arrays))
-        elif self._format == "parquet":
-            rows, tensors = self._rows, list(self._tensors.values())
-            write_atomically(self._folder / name, lambda stream: _write_table(stream, rows, self._layers, tensors))
-        else:
-            content = save(self._tensors)
-            write_atomically(self._folder / name, lambda stream: stream.write(content))
-        self._files[name] = (self._folder / name).stat().st_size
+        self._do(partial(self._write_file, self._file_name(), self._tensors, self._rows))
         self._tensors, self._bytes, self._rows = {}, 0, []
+        self._begun += 1
+
+    def _write_file(self, name: str, tensors: dict[str, torch.Tensor], rows: list[dict]) -> None:
+        path = self._folder / name
+        if self._format == "npz":
+            arrays = {key: tensor.numpy() for key, tensor in tensors.items()}
+            write_atomically(path, lambda stream: np.savez(stream, **arrays))
+        elif self._format == "parquet":
+            write_atomically(path, lambda stream: _write_table(stream, rows, self._layers, list(tensors.values())))
+        else:
+            content = save(tensors)
+            write_atomically(path, lambda stream: stream.write(content))
+        self._files[name] = path.stat().st_size
+
+
+class Background:
+    """Does one thing after another beside the caller, of whom it is at most one thing behind.
+
+        with Background(times) as background:
+            background.do(job)
+
+    Args:
+        times: in which the seconds are noted, as writing.
+    """
+
+    def __init__(self, times: StageTimes):
+        self._times = times
+        self._executor = ThreadPoolExecutor(max_workers=1)
+        self._waiting: Future | None = None
+
+    def __enter__(self) -> "Background":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self._executor.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            self._wait()
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Has `job` done, after what came before.
+
+        Raises:
+            Exception: that an earlier one raised.
+        """
+        self._wait()
+        self._waiting = self._executor.submit(self._timed, job)
+
+    def _wait(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.result()
+
+    def _timed(self, job: Callable[[], None]) -> None:
+        with self._times.timed("writing"):
+            job()
 
 
 def read_shard(folder: Path, shard: int) -> Iterator[dict]:

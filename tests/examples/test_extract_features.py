@@ -19,10 +19,10 @@ from transformers import AutoModel, AutoProcessor
 from conversion.common.metrics import Bounds, compare
 from examples.extract_features import parse_layers
 from examples.extraction import shards
-from examples.extraction.bulk_extraction import cut_into_shards
 from examples.extraction.encoding import check_layers
 from examples.extraction.feature_sets import open_features
 from examples.extraction.limits import FileLimits
+from examples.extraction.sources import cut_into_shards
 from tests import media
 from tests.examples.commands import EXAMPLES, ROOT, contents, environment, extract, read_lines, run_well
 from tests.warm_python import REAL
@@ -165,7 +165,7 @@ def as_tables(many_arguments, tmp_path):
     pytest.importorskip("pyarrow", reason="needs pyarrow (pip install pyarrow)")
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(shards, "ROW_GROUP_BYTES", 200_000)
-        patched.setattr(shards.ShardWriter.__init__, "__defaults__", (150_000,))
+        patched.setattr(shards.ShardWriter.__init__, "__defaults__", (lambda job: job(), 150_000))
         arguments = [*many_arguments, "--format", "parquet", "--index", "parquet", "--device", "cpu"]
         assert extract(*arguments, "--output_dir", tmp_path / "tables") == 0
     return tmp_path / "tables"
