@@ -175,7 +175,7 @@ def describe_run(model, located: LocatedModel, source: Source, request: BulkRequ
     }
 
 
-def _prepare_folder(run: dict, source: Source, request: BulkRequest) -> None:
+def prepare_folder(run: dict, source: Source, request: BulkRequest) -> None:
     """Starts a run in the output folder, or makes sure that it continues the one that is there.
 
     Raises:
@@ -203,6 +203,28 @@ def _prepare_folder(run: dict, source: Source, request: BulkRequest) -> None:
         source.write(folder)
     if not path.exists() or changed:
         write_json(path, run)
+
+
+def check_formats(request: BulkRequest) -> None:
+    """Raises an ImportError if what the formats need is not installed."""
+    for option in ("format", "index"):
+        if getattr(request, option) == "parquet":
+            import_pyarrow(f"--{option} parquet")
+
+
+def encoder_and_pool(
+    model, located: LocatedModel, times: StageTimes, request: BulkRequest
+) -> tuple[Encoder, DecoderPool]:
+    """What `write_shards` works with."""
+    encoder = Encoder(model, list(request.layers), request.pack_tokens, getattr(torch, request.saved_dtype), times)
+    decoding = DecodeOptions(
+        model_path=located.name,
+        revision=located.commit,
+        limits=request.sample_limits,
+        video_backend=request.video_backend,
+        selection=request.selection,
+    )
+    return encoder, DecoderPool(decoding, request.workers, request.decode_timeout)
 
 
 def _open_source(request: BulkRequest) -> Callable[[], Source]:
@@ -234,9 +256,7 @@ def extract_many(request: BulkRequest) -> dict[str, int] | None:
     device = torch.device("cpu") if on_cpu else device
     if request.pack_tokens is None:
         request = replace(request, pack_tokens=default_pack_tokens(device))
-    for option in ("format", "index"):
-        if getattr(request, option) == "parquet":
-            import_pyarrow(f"--{option} parquet")
+    check_formats(request)
     start_server()
     source_of_run = _open_source(request)
     located = _locate(request, state)
@@ -248,14 +268,14 @@ def extract_many(request: BulkRequest) -> dict[str, int] | None:
             # Held by the one process for all of its run's.
             held.enter_context(exclusive(request.output_dir))
             source = source_of_run()
-            _prepare_folder(describe_run(model, located, source, request), source, request)
+            prepare_folder(describe_run(model, located, source, request), source, request)
         state.wait_for_everyone()
         if not state.is_main_process:
             source = source_of_run()
         times = StageTimes(request.workers)
         worked = _extract_missing(source, model, located, times, state, request)
         summaries = gather_object([times.summary()] if worked else [])
-        counts = _finish(request, source.shards, summaries) if state.is_main_process else None
+        counts = finish_run(request, source.shards, summaries) if state.is_main_process else None
         state.wait_for_everyone()
         return counts
 
@@ -279,22 +299,16 @@ def _extract_missing(
     if source.count is not None:
         total = sum(1 for _ in source.walk(lambda shard: shard % state.num_processes == state.process_index))
         left = sum(1 for _ in source.walk(is_missing))
-    encoder = Encoder(model, list(request.layers), request.pack_tokens, getattr(torch, request.saved_dtype), times)
-    decoding = DecodeOptions(
-        model_path=located.name,
-        revision=located.commit,
-        limits=request.sample_limits,
-        video_backend=request.video_backend,
-        selection=request.selection,
-    )
     progress = Progress(total, (total or left) - left, times, shown=state.is_main_process)
-    with DecoderPool(decoding, request.workers, request.decode_timeout) as pool:
+    encoder, pool = encoder_and_pool(model, located, times, request)
+    with pool:
         write_shards(chain([first], items), pool, encoder, times, progress, request)
     progress.close()
     return True
 
 
-def _finish(request: BulkRequest, shards: int, summaries: list[dict]) -> dict[str, int]:
+def finish_run(request: BulkRequest, shards: int, summaries: list[dict]) -> dict[str, int]:
+    """Writes the index, the failures and the times of a run whose shards are complete. Returns its counts."""
     folder = request.output_dir
     counts = merge_shards(folder, shards, parquet=request.index == "parquet")
     for partial in shard_path(folder, 0).parent.glob(".partial-*"):

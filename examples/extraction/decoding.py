@@ -237,11 +237,13 @@ class DecoderPool:
             worker.kill()
 
     def results(self, items: Iterable[Item]) -> Iterator[tuple[Item, Decoded | Failure]]:
-        """Every item with what became of it, in the order of `items`. To be called once.
+        """Every item with what became of it, in the order of `items`. To be called again only when it has ended.
 
         Raises:
             RuntimeError: if no worker can start; and whatever `items` raises.
         """
+        if self._thread is not None:
+            self._thread.join()
         self._thread = threading.Thread(target=self._dispatch, args=(items,), daemon=True)
         self._thread.start()
         while (answer := self._finished.get()) is not None:
@@ -252,7 +254,7 @@ class DecoderPool:
     def _dispatch(self, items: Iterable[Item]) -> None:
         """Runs beside the model: hands out items, collects answers, kills what takes too long."""
         try:
-            self._workers = [self._new_worker() for _ in range(self._count)]
+            self._workers = self._workers or [self._new_worker() for _ in range(self._count)]
             self._hand_out(iter(items))
             self._put(None)
         # Of a thread nobody would see it; `results` raises it where it is seen.

@@ -17,11 +17,11 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from conversion.common.metrics import Bounds, compare
-from examples.extract_features import parse_layers
 from examples.extraction import shards
 from examples.extraction.encoding import check_layers
 from examples.extraction.feature_sets import open_features
 from examples.extraction.limits import FileLimits
+from examples.extraction.options import parse_layers
 from examples.extraction.sources import cut_into_shards
 from tests import media
 from tests.examples.commands import EXAMPLES, ROOT, contents, environment, extract, read_lines, run_well
