@@ -70,7 +70,9 @@ def test_its_dependencies_are_what_its_files_import(metadata):
     imported = set().union(*(needed_imports(ast.parse(path.read_text("utf-8"))) for path in PACKAGE.glob("*.py")))
     imported -= set(sys.stdlib_module_names)
     assert always == {DISTRIBUTIONS.get(name, name) for name in imported}
-    assert {"video", "conversion", "parquet", "dev"} == set(metadata.get_all("Provides-Extra"))
+    assert {"video", "conversion", "parquet", "datasets", "webdataset", "ray", "dev"} == set(
+        metadata.get_all("Provides-Extra")
+    )
 
 
 def test_an_import_that_is_not_optional_would_be_seen():

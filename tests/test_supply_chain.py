@@ -16,7 +16,7 @@ from conversion.checkpoints.readers import LAST_UNSOUND_TORCH
 
 ROOT = Path(__file__).resolve().parents[1]
 # Without these everything but the option that names them works.
-OPTIONAL = {"pyarrow"}
+OPTIONAL = {"pyarrow", "datasets", "webdataset", "ray", "faiss"}
 DISTRIBUTIONS = {"PIL": "pillow", "yaml": "pyyaml"}
 # A major of these has broken this project, or its own remote code, before.
 BOUNDED = {"transformers": "6", "huggingface-hub": "3"}

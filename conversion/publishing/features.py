@@ -26,7 +26,7 @@ FEATURE_FILES = (
     *(METADATA_FILE, "features_hf.npz", "features_packing.npz", "report.json", "report.txt"),
     *("index.jsonl", "index.parquet", "failures.jsonl", "pictures/report.html", "inputs/*"),
     # Not what a killed run was writing, `.partial-*`.
-    *("shards/[!.]*.safetensors", "shards/[!.]*.npz", "shards/[!.]*.jsonl"),
+    *(f"shards/[!.]*.{suffix}" for suffix in ("safetensors", "npz", "parquet", "jsonl")),
 )
 _PATH_FIELDS = ("path", "source", "_name_or_path")
 _HASHES = {str: str}

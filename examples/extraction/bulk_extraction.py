@@ -7,25 +7,24 @@ decided within a shard. So neither the number of processes nor how often a run w
 """
 
 import json
-import os
 import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from datetime import timedelta
+from functools import cache
+from itertools import chain, groupby
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
-from transformers import AutoConfig, AutoModel, AutoProcessor
 
 from examples.extraction.decoding import Decoded, DecodeOptions, DecoderPool, Failure, start_server
+from examples.extraction.encoding import Encoder, default_pack_tokens, load_packing_model, unusable
 from examples.extraction.feature_sets import METADATA_FILE
 from examples.extraction.files import exclusive, read_json, write_json
-from examples.extraction.inputs import Item, collect_inputs, inputs_digest
-from examples.extraction.packing_plan import pack_inputs, plan_packs
+from examples.extraction.inputs import Item, collect_inputs
 from examples.extraction.provenance import (
     LocatedModel,
     check_model_name,
@@ -40,18 +39,24 @@ from examples.extraction.shards import (
     INDEX_FILE,
     PARQUET_FILE,
     SHARDS_FOLDER,
+    Background,
     ShardWriter,
     import_pyarrow,
     is_complete,
     merge_shards,
     shard_path,
 )
+from examples.extraction.sources import (
+    INPUTS_FILE,
+    ListedInputs,
+    Source,
+    list_inputs,
+    open_dataset,
+    open_webdataset,
+)
+from examples.extraction.stage_times import StageTimes, merge_times
 
 
-# Large packs keep an accelerator busy; on a CPU they only leave its cache.
-PACK_TOKENS = {"cpu": 2048, "accelerator": 16384}
-# Samples wait for each other until they fill this many packs.
-PACKS_PER_WINDOW = 4
 # Processes wait for the slowest at the end; the default of torch is minutes.
 LONGEST_WAIT = timedelta(weeks=8)
 REPORTED = (
@@ -61,146 +66,82 @@ REPORTED = (
 )
 
 
+# What metadata.json says of how a run went, beside what it was.
+OUTCOME = ("counts", "times")
+
+
 class StrictError(ValueError):
     """A file gave no sample, and the run was to stop at the first."""
 
 
-def check_layers(layers: Sequence[int | str], config) -> None:
-    """Compares the layers with a model's configuration, before its weights are read.
-
-    Raises:
-        ValueError: for a hidden state or a pooling head that the model has not.
-    """
-    count = config.num_hidden_layers + 1
-    for layer in layers:
-        if layer != "pooler" and not -count <= layer < count:
-            raise ValueError(
-                f"--layers {layer}: the model has {count} hidden states; expected {-count} to {count - 1}, or pooler."
-            )
-    if "pooler" in layers and not config.use_head:
-        raise ValueError("--layers pooler: the model has no pooling head (use_head is false in its config.json).")
-
-
-class Encoder:
-    """The packing model and what is asked of it.
-
-    Args:
-        layers: as the model's `vision_feature_layer`.
-        save_dtype: of the features that come out.
-    """
-
-    def __init__(self, model, processor, layers: list[int | str], pack_tokens: int, save_dtype: torch.dtype):
-        self._model, self._processor, self._layers = model, processor, layers
-        self._pack_tokens, self._save_dtype = pack_tokens, save_dtype
-
-    def encode(self, window: list[tuple[Item, Decoded]]) -> Iterator[tuple[Item, Decoded, dict[str, torch.Tensor]]]:
-        """Features of every sample by layer, on the CPU: `(t, h, w, C)`, or `(K, C)` of chosen patches, and
-        `(C,)` for the pooler."""
-        for pack in plan_packs([len(decoded.pixel_values) for _, decoded in window], self._pack_tokens):
-            samples = [window[index] for index in pack]
-            features = self._forward([decoded for _, decoded in samples])
-            for place, (item, decoded) in enumerate(samples):
-                yield item, decoded, {layer: values[place] for layer, values in features.items()}
-
-    @torch.inference_mode()
-    def _forward(self, samples: list[Decoded]) -> dict[str, list[torch.Tensor]]:
-        batch = pack_inputs(samples)
-        # The lengths are read from the host's copies, so these stay there.
-        on_device = {name: batch[name].to(self._model.device) for name in ("pixel_values", "patch_positions")}
-        try:
-            output = self._model(**{**batch, **on_device}, vision_feature_layer=self._layers)
-        except torch.OutOfMemoryError as error:
-            tokens = len(batch["pixel_values"])
-            raise RuntimeError(f"a pack of {tokens} tokens does not fit in memory. Lower --pack_tokens.") from error
-        states = iter(output.hidden_states or ())
-        features = {}
-        for layer in self._layers:
-            if layer == "pooler":
-                features[layer] = list(self._to_host(output.pooler_output))
-            else:
-                parts = self._to_host(next(states)).split(batch["cu_seqlens"].diff().tolist())
-                features[str(layer)] = [_laid_out(*pair) for pair in zip(parts, samples, strict=True)]
-        return features
-
-    def _to_host(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to("cpu", self._save_dtype)
-
-
-def _laid_out(tokens: torch.Tensor, sample: Decoded) -> torch.Tensor:
-    """`(t, h, w, C)`; where only some patches were kept they stay `(K, C)`."""
-    return tokens if "kept_patches" in sample.report else tokens.reshape(*sample.grid_thw, -1)
-
-
 class Progress:
-    """A bar of samples, with tokens per second and failures, on one process."""
+    """A bar of samples, with failures and what the stages take, on one process."""
 
-    def __init__(self, total: int, done: int, shown: bool):
+    def __init__(self, total: int | None, done: int, times: StageTimes, shown: bool):
         self._bar = tqdm(total=total, initial=done, unit="sample", disable=not shown)
-        self._start, self._tokens, self._failures = time.monotonic(), 0, 0
+        self._times, self._failures = times, 0
 
     def add(self, tokens: int = 0, failures: int = 0) -> None:
-        self._tokens += tokens
+        self._times.patches += tokens
         self._failures += failures
-        speed = self._tokens / max(time.monotonic() - self._start, 1e-9)
-        self._bar.set_postfix_str(f"{speed:.0f} tokens/s, {self._failures} failures", refresh=False)
+        self._bar.set_postfix_str(f"{self._times.text()}, {self._failures} failures", refresh=False)
         self._bar.update()
 
     def close(self) -> None:
         self._bar.close()
 
 
-def cut_into_shards(items: list[Item], shard_size: int) -> list[list[Item]]:
-    """Consecutive items, `shard_size` at a time."""
-    return [items[start : start + shard_size] for start in range(0, len(items), shard_size)]
-
-
 def write_shards(
-    shards: dict[int, list[Item]], pool: DecoderPool, encoder: Encoder, progress: Progress, request: BulkRequest
+    items: Iterator[Item],
+    pool: DecoderPool,
+    encoder: Encoder,
+    times: StageTimes,
+    progress: Progress,
+    request: BulkRequest,
 ) -> None:
-    """Extracts and writes shards, one after another, while the pool reads ahead.
+    """Extracts and writes shards, one after another, while the pool reads ahead and what is done goes to the disk.
 
     Raises:
         StrictError: if the request is strict, at the first file that gives no sample.
+        OSError: if a shard cannot be written.
     """
-    answers = pool.results(item for items in shards.values() for item in items)
-    window_tokens = PACKS_PER_WINDOW * request.pack_tokens
-    for shard, items in shards.items():
-        writer = ShardWriter(request.output_dir, shard, request.format)
-        window, tokens = [], 0
-        for place, (item, answer) in enumerate(_take(answers, len(items)), start=1):
-            if isinstance(answer, Failure):
-                _fail(writer, item, answer.error, request, progress)
-            else:
-                window.append((item, answer))
-                tokens += len(answer.pixel_values)
-            if window and (tokens >= window_tokens or place == len(items)):
-                for sample in encoder.encode(window):
-                    _add(writer, *sample, request, progress)
-                window, tokens = [], 0
-        writer.finish()
+    with Background(times) as background:
+        for shard, answers in groupby(pool.results(items), key=lambda answer: answer[0].shard):
+            writer = ShardWriter(request.output_dir, shard, request.format, background.do)
+            readable = _readable(answers, writer, times, request, progress)
+            for sample in encoder.encode(readable):
+                _add(writer, *sample, request, progress)
+            writer.finish()
 
 
-def _take(answers: Iterator, count: int) -> Iterator:
-    for _ in range(count):
-        yield next(answers)
+def _readable(
+    answers: Iterator, writer: ShardWriter, times: StageTimes, request: BulkRequest, progress: Progress
+) -> Iterator[tuple[Item, Decoded]]:
+    """The samples among the answers; failures are written."""
+    for item, answer in answers:
+        times.seconds["reading"] += answer.seconds
+        if isinstance(answer, Failure):
+            _fail(writer, item, answer.error, request, progress)
+        else:
+            yield item, answer
 
 
 def _add(
     writer: ShardWriter, item: Item, decoded: Decoded, features: dict, request: BulkRequest, progress: Progress
 ) -> None:
-    if not all(bool(torch.isfinite(values).all()) for values in features.values()):
-        _fail(writer, item, f"features of dtype {request.dtype} hold NaN or infinity; try float32", request, progress)
+    if error := unusable(features, request.dtype):
+        _fail(writer, item, error, request, progress)
         return
     tokens = len(decoded.pixel_values)
     report = {name: decoded.report[name] for name in REPORTED if name in decoded.report}
-    writer.add(item.index, {"id": item.id, "path": os.path.abspath(item.path), "tokens": tokens, **report}, features)
+    writer.add(item.index, {"id": item.id, "path": item.place, "tokens": tokens, **report}, features)
     progress.add(tokens=tokens)
 
 
 def _fail(writer: ShardWriter, item: Item, error: str, request: BulkRequest, progress: Progress) -> None:
     if request.strict:
         raise StrictError(f"{item.path}: {error}")
-    writer.fail(item.index, {"id": item.id, "path": os.path.abspath(item.path), "error": error})
+    writer.fail(item.index, {"id": item.id, "path": item.place, "error": error})
     progress.add(failures=1)
 
 
@@ -213,27 +154,12 @@ def _locate(request: BulkRequest, state: PartialState) -> LocatedModel:
     return replace(locate_model("packing_model_path", main.name, main.commit), revision=main.revision)
 
 
-def _load(located: LocatedModel, request: BulkRequest, device: torch.device):
-    processor = AutoProcessor.from_pretrained(located.name, **located.loading)
-    if "grid_thw" not in processor.model_input_names:
-        raise ValueError(
-            f"--packing_model_path {located.name}: this is a dense model; inputs of many sizes need a "
-            "packing one. conversion/convert_vit_preview_v0_hf_to_packing.py makes it from the dense folder."
-        )
-    check_layers(request.layers, AutoConfig.from_pretrained(located.name, **located.loading))
-    dtype = getattr(torch, request.dtype)
-    model = AutoModel.from_pretrained(
-        located.name, dtype=dtype, attn_implementation=request.attn_implementation, **located.loading
-    )
-    return model.to(device).eval(), processor
-
-
-def describe_run(model, located: LocatedModel, items: list[Item], request: BulkRequest) -> dict:
+def describe_run(model, located: LocatedModel, source: Source, request: BulkRequest) -> dict:
     """Everything that the features depend on. A run only continues if it is all the same."""
     return {
         "feature": f"hidden_states{json.dumps(request.layers)}",
         "layers": [str(layer) for layer in request.layers],
-        "inputs": {"count": len(items), "sha256": inputs_digest(items)},
+        "inputs": source.description,
         "dtype": request.dtype,
         "save_dtype": request.saved_dtype,
         "format": request.format,
@@ -249,7 +175,7 @@ def describe_run(model, located: LocatedModel, items: list[Item], request: BulkR
     }
 
 
-def _prepare_folder(run: dict, request: BulkRequest) -> None:
+def prepare_folder(run: dict, source: Source, request: BulkRequest) -> None:
     """Starts a run in the output folder, or makes sure that it continues the one that is there.
 
     Raises:
@@ -259,22 +185,55 @@ def _prepare_folder(run: dict, request: BulkRequest) -> None:
     path = folder / METADATA_FILE
     if request.overwrite:
         shutil.rmtree(folder / SHARDS_FOLDER, ignore_errors=True)
-        for name in (METADATA_FILE, INDEX_FILE, FAILURES_FILE, PARQUET_FILE):
+        for name in (METADATA_FILE, INDEX_FILE, FAILURES_FILE, PARQUET_FILE, INPUTS_FILE):
             (folder / name).unlink(missing_ok=True)
+    # As JSON writes it: no tuples, text keys.
+    run = json.loads(json.dumps(run, default=str))
     if path.exists():
-        earlier = read_json(path)
-        earlier.pop("counts", None)
-        # As JSON writes it: no tuples, text keys.
-        run = json.loads(json.dumps(run, default=str))
-        changed = sorted(name for name in run.keys() | earlier.keys() if run.get(name) != earlier.get(name))
-        if changed:
+        earlier = {name: value for name, value in read_json(path).items() if name not in OUTCOME}
+        changed = {name for name in run.keys() | earlier.keys() if run.get(name) != earlier.get(name)}
+        grown = isinstance(source, ListedInputs) and source.continues and changed == {"inputs"}
+        if changed and not grown:
             raise ValueError(
-                f"--output_dir {folder} holds a run that differs in {', '.join(changed)}. Give another folder, the "
-                "same settings to continue, or --overwrite to start again."
+                f"--output_dir {folder} holds a run that differs in {', '.join(sorted(changed))}. Give another "
+                "folder, the same settings to continue, or --overwrite to start again."
             )
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, run)
+    # The list first: it is what tells a run that has grown.
+    if isinstance(source, ListedInputs):
+        source.write(folder)
+    if not path.exists() or changed:
+        write_json(path, run)
+
+
+def check_formats(request: BulkRequest) -> None:
+    """Raises an ImportError if what the formats need is not installed."""
+    for option in ("format", "index"):
+        if getattr(request, option) == "parquet":
+            import_pyarrow(f"--{option} parquet")
+
+
+def encoder_and_pool(
+    model, located: LocatedModel, times: StageTimes, request: BulkRequest
+) -> tuple[Encoder, DecoderPool]:
+    """What `write_shards` works with."""
+    encoder = Encoder(model, list(request.layers), request.pack_tokens, getattr(torch, request.saved_dtype), times)
+    decoding = DecodeOptions(
+        model_path=located.name,
+        revision=located.commit,
+        limits=request.sample_limits,
+        video_backend=request.video_backend,
+        selection=request.selection,
+    )
+    return encoder, DecoderPool(decoding, request.workers, request.decode_timeout)
+
+
+def _open_source(request: BulkRequest) -> Callable[[], Source]:
+    """Looks for the inputs; gives what cuts them into shards, once the run in the folder is known."""
+    if request.inputs is None:
+        source = (open_dataset if request.webdataset is None else open_webdataset)(request)
+        return lambda: source
+    items = collect_inputs([str(entry) for entry in request.inputs], request.num_frames, request.file_limits)
+    return lambda: list_inputs(items, request)
 
 
 def extract_many(request: BulkRequest) -> dict[str, int] | None:
@@ -296,52 +255,64 @@ def extract_many(request: BulkRequest) -> dict[str, int] | None:
     device = torch.device(request.device) if request.device and state.num_processes == 1 else state.device
     device = torch.device("cpu") if on_cpu else device
     if request.pack_tokens is None:
-        request = replace(request, pack_tokens=PACK_TOKENS["cpu" if device.type == "cpu" else "accelerator"])
-    if request.index == "parquet":
-        import_pyarrow()
+        request = replace(request, pack_tokens=default_pack_tokens(device))
+    check_formats(request)
     start_server()
-    items = collect_inputs([str(entry) for entry in request.inputs], request.num_frames, request.file_limits)
+    source_of_run = _open_source(request)
     located = _locate(request, state)
     # One process at a time: transformers copies the model's code into a cache that they share.
     with state.local_main_process_first():
-        model, processor = _load(located, request, device)
+        model, _ = load_packing_model(located, request.layers, request.dtype, request.attn_implementation, device)
     with ExitStack() as held:
         if state.is_main_process:
             # Held by the one process for all of its run's.
             held.enter_context(exclusive(request.output_dir))
-            _prepare_folder(describe_run(model, located, items, request), request)
+            source = source_of_run()
+            prepare_folder(describe_run(model, located, source, request), source, request)
         state.wait_for_everyone()
-
-        all_shards = cut_into_shards(items, request.shard_size)
-        # In turns, as videos often come last in a list and would all fall to the last process.
-        mine = dict(list(enumerate(all_shards))[state.process_index :: state.num_processes])
-        missing = {shard: part for shard, part in mine.items() if not is_complete(request.output_dir, shard)}
-        total, left = (sum(map(len, part.values())) for part in (mine, missing))
-        encoder = Encoder(
-            model, processor, list(request.layers), request.pack_tokens, getattr(torch, request.saved_dtype)
-        )
-        decoding = DecodeOptions(
-            model_path=located.name,
-            revision=located.commit,
-            limits=request.sample_limits,
-            video_backend=request.video_backend,
-            selection=request.selection,
-        )
-        progress = Progress(total, total - left, shown=state.is_main_process)
-        if missing:
-            with DecoderPool(decoding, request.workers, request.decode_timeout) as pool:
-                write_shards(missing, pool, encoder, progress, request)
-        progress.close()
-        state.wait_for_everyone()
-        counts = _finish(request, len(all_shards)) if state.is_main_process else None
+        if not state.is_main_process:
+            source = source_of_run()
+        times = StageTimes(request.workers)
+        worked = _extract_missing(source, model, located, times, state, request)
+        summaries = gather_object([times.summary()] if worked else [])
+        counts = finish_run(request, source.shards, summaries) if state.is_main_process else None
         state.wait_for_everyone()
         return counts
 
 
-def _finish(request: BulkRequest, shards: int) -> dict[str, int]:
+def _extract_missing(
+    source: Source, model, located: LocatedModel, times: StageTimes, state: PartialState, request: BulkRequest
+) -> bool:
+    """Extracts this process's shards, as far as they are not complete. Returns whether there was one."""
+
+    # In turns, as videos often come last in a list and would all fall to the last process.
+    @cache
+    def is_missing(shard: int) -> bool:
+        is_mine = shard % state.num_processes == state.process_index
+        return is_mine and not is_complete(request.output_dir, shard)
+
+    items = source.walk(is_missing)
+    first = next(items, None)
+    if first is None:
+        return False
+    total, left = None, 0
+    if source.count is not None:
+        total = sum(1 for _ in source.walk(lambda shard: shard % state.num_processes == state.process_index))
+        left = sum(1 for _ in source.walk(is_missing))
+    progress = Progress(total, (total or left) - left, times, shown=state.is_main_process)
+    encoder, pool = encoder_and_pool(model, located, times, request)
+    with pool:
+        write_shards(chain([first], items), pool, encoder, times, progress, request)
+    progress.close()
+    return True
+
+
+def finish_run(request: BulkRequest, shards: int, summaries: list[dict]) -> dict[str, int]:
+    """Writes the index, the failures and the times of a run whose shards are complete. Returns its counts."""
     folder = request.output_dir
     counts = merge_shards(folder, shards, parquet=request.index == "parquet")
     for partial in shard_path(folder, 0).parent.glob(".partial-*"):
         partial.unlink()
-    write_json(folder / METADATA_FILE, {**read_json(folder / METADATA_FILE), "counts": counts})
+    outcome = {"counts": counts} | ({"times": merge_times(summaries)} if summaries else {})
+    write_json(folder / METADATA_FILE, {**read_json(folder / METADATA_FILE), **outcome})
     return {**counts, "shards": shards}

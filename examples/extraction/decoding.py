@@ -12,13 +12,14 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import queue
+import re
 import signal
 import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
@@ -27,6 +28,7 @@ import PIL.Image
 import torch
 from transformers import AutoProcessor
 
+from examples.extraction.column_values import only_value, readable, sha256_of_value
 from examples.extraction.files import sha256_of_input
 from examples.extraction.inputs import Item, kind_of
 from examples.extraction.limits import SampleLimits, with_options
@@ -65,19 +67,22 @@ class DecodeOptions:
 
 @dataclass(frozen=True)
 class Decoded:
-    """One sample as the processor makes it: `pixel_values` `(tokens, 3 * P * P)`, `patch_positions` `(tokens, 3)`."""
+    """One sample as the processor makes it: `pixel_values` `(tokens, 3 * P * P)`, `patch_positions` `(tokens, 3)`, and
+    the seconds that it took."""
 
     pixel_values: np.ndarray
     patch_positions: np.ndarray
     grid_thw: list[int]
     report: dict
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a file gave no sample."""
+    """Why a file gave no sample, and the seconds that it took to find out."""
 
     error: str
+    seconds: float = 0.0
 
 
 def pixels_digest(pixel_values: np.ndarray) -> str:
@@ -85,30 +90,48 @@ def pixels_digest(pixel_values: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(pixel_values, dtype="<f4")).hexdigest()
 
 
-def decode(processor, item: Item, options: DecodeOptions) -> Decoded:
-    """Reads one file.
+def process(processor, kind: str, source, num_frames: int, options: DecodeOptions) -> Decoded:
+    """Makes model inputs of one image or video.
+
+    Args:
+        kind: `image` or `video`.
+        source: whatever the processor takes for one: a path, frames, an array and so on.
+        num_frames: sampled from a video.
 
     Raises:
         OSError, ValueError, TypeError, RuntimeError: as the processor does.
     """
-    kind = kind_of(item)
-    limit = options.limits.arguments()
+    arguments = {"return_tensors": "np", "return_metadata": True, **options.limits.arguments()}
     if kind == "image":
-        batch = processor(images=[item.path], return_tensors="np", return_metadata=True, **limit)
+        batch = processor(images=[source], **arguments)
     else:
         batch = processor(
-            videos=[item.path],
-            num_frames=item.num_frames,
+            videos=[source],
+            num_frames=num_frames,
             video_backend=options.video_backend,
             **options.selection,
-            return_tensors="np",
-            return_metadata=True,
-            **limit,
+            **arguments,
         )
     (report,) = batch["metadata"]
-    hashes = {"sha256": sha256_of_input(Path(item.path)), "pixels_sha256": pixels_digest(batch["pixel_values"])}
-    grid = batch["grid_thw"][0].tolist()
-    return Decoded(batch["pixel_values"], batch["patch_positions"], grid, {**report, **hashes})
+    return Decoded(batch["pixel_values"], batch["patch_positions"], batch["grid_thw"][0].tolist(), report)
+
+
+def decode(processor, item: Item, options: DecodeOptions) -> Decoded:
+    """Reads one file, or what is stored of one, and reports its hash and that of its pixels.
+
+    Raises:
+        OSError, ValueError, TypeError, RuntimeError: as the processor does.
+    """
+    if item.values is None:
+        decoded = process(processor, kind_of(item), item.path, item.num_frames, options)
+        content = sha256_of_input(Path(item.path))
+    else:
+        kind, value = only_value(item.values)
+        with readable(kind, value) as source:
+            decoded = process(processor, kind, source, item.num_frames, options)
+        content = sha256_of_value(value)
+    hashes = {"sha256": content, "pixels_sha256": pixels_digest(decoded.pixel_values)}
+    return replace(decoded, report={**decoded.report, **hashes})
 
 
 def _serve(connection: Connection, options: DecodeOptions, timeout: float) -> None:
@@ -132,10 +155,12 @@ def _serve(connection: Connection, options: DecodeOptions, timeout: float) -> No
                 return
             # A thread outside Python's lock: it ends this process even if the parent is no longer there to do so.
             faulthandler.dump_traceback_later(timeout + ORPHAN_SECONDS, exit=True, file=nowhere)
+            start = time.monotonic()
             try:
                 answer = decode(processor, item, options)
             except DECODE_ERRORS as error:
-                answer = Failure(_message(error))
+                answer = Failure(error_text(error))
+            answer = replace(answer, seconds=time.monotonic() - start)
             faulthandler.cancel_dump_traceback_later()
             try:
                 connection.send(answer)
@@ -143,8 +168,10 @@ def _serve(connection: Connection, options: DecodeOptions, timeout: float) -> No
                 return
 
 
-def _message(error: BaseException) -> str:
-    text = with_options(str(error)).strip()
+def error_text(error: BaseException) -> str:
+    """What is recorded of a file that gave no sample."""
+    # Pillow names the buffer by its address, which says nothing and is never the same twice.
+    text = re.sub(r" at 0x[0-9a-f]+", "", with_options(str(error)).strip())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
@@ -210,11 +237,13 @@ class DecoderPool:
             worker.kill()
 
     def results(self, items: Iterable[Item]) -> Iterator[tuple[Item, Decoded | Failure]]:
-        """Every item with what became of it, in the order of `items`. To be called once.
+        """Every item with what became of it, in the order of `items`. To be called again only when it has ended.
 
         Raises:
-            RuntimeError: if no worker can start.
+            RuntimeError: if no worker can start; and whatever `items` raises.
         """
+        if self._thread is not None:
+            self._thread.join()
         self._thread = threading.Thread(target=self._dispatch, args=(items,), daemon=True)
         self._thread.start()
         while (answer := self._finished.get()) is not None:
@@ -225,10 +254,11 @@ class DecoderPool:
     def _dispatch(self, items: Iterable[Item]) -> None:
         """Runs beside the model: hands out items, collects answers, kills what takes too long."""
         try:
-            self._workers = [self._new_worker() for _ in range(self._count)]
+            self._workers = self._workers or [self._new_worker() for _ in range(self._count)]
             self._hand_out(iter(items))
             self._put(None)
-        except (RuntimeError, OSError) as error:
+        # Of a thread nobody would see it; `results` raises it where it is seen.
+        except BaseException as error:
             self._put(error)
 
     def _hand_out(self, items: Iterator[Item]) -> None:
@@ -249,7 +279,8 @@ class DecoderPool:
                 self._attend(index, answers)
             while order and order[0].index in answers:
                 item = order.popleft()
-                self._put((item, answers.pop(item.index)))
+                # What is stored of it is not kept any longer.
+                self._put((item if item.values is None else replace(item, values={}), answers.pop(item.index)))
             wait([worker.connection for worker in self._workers if worker.item or not worker.ready], timeout=0.2)
 
     def _attend(self, index: int, answers: dict[int, Decoded | Failure]) -> None:

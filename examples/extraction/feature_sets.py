@@ -21,7 +21,7 @@ DENSE_FILE, PACKING_FILE, METADATA_FILE, INDEX_FILE = (
     "index.jsonl",
 )
 DTYPES = ("float32", "bfloat16", "float16")
-_RECORD = {"id": str, "shard": str, "keys": {str: str}, "sha256": object}
+_RECORD = {"id": str, "shard": str, "row?": int, "keys": {str: str}, "sha256": object}
 # The hashes by which two runs are told apart, in the order in which a difference explains the next.
 ORIGINS = ("inputs", "frames", "processor", "weights")
 

@@ -29,6 +29,8 @@ class Item:
         index: place in the run.
         kind: `image`, `video`, or `None` where the file's content decides.
         num_frames: frames to sample, if it is a video.
+        shard: that its features go into.
+        values: where it is no file, what may be it, by kind, as names and values; `path` then says where it is from.
     """
 
     index: int
@@ -36,6 +38,13 @@ class Item:
     path: str
     kind: str | None
     num_frames: int
+    shard: int = 0
+    values: dict[str, list[tuple[str, object]]] | None = None
+
+    @property
+    def place(self) -> str:
+        """Where it is from, for records: the absolute path of a file."""
+        return os.path.abspath(self.path) if self.values is None else self.path
 
 
 def collect_inputs(entries: list[str], num_frames: int = 8, limits: FileLimits = DEFAULT_LIMITS) -> list[Item]:

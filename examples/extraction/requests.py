@@ -11,14 +11,17 @@ from pathlib import Path
 
 from conversion.common.hub_revision import split_revision
 from examples.extraction.comparisons import DEFAULT_THRESHOLD
+from examples.extraction.encoding import check_layer_names
 from examples.extraction.feature_sets import DTYPES
 from examples.extraction.limits import DEFAULT_LIMITS, FileLimits, SampleLimits, check_positive
-from examples.extraction.shards import FORMATS
+from examples.extraction.shards import FORMATS, FORMATS_WITHOUT_BFLOAT16
 
 
 INPUT_NAMES = ("image1", "image2", "video1", "video2")
 INDEXES = ("jsonl", "parquet")
 SCORES = ("codec",)
+# What a run over many inputs reads.
+SOURCES = ("inputs", "dataset", "webdataset")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,9 +59,9 @@ class ExtractionRequest:
                 object.__setattr__(self, field.name, Path(getattr(self, field.name)))
         check_positive("num_frames", self.num_frames)
         check_positive("top_k", self.top_k)
-        _check_choice("dtype", self.dtype, DTYPES)
+        check_choice("dtype", self.dtype, DTYPES)
         if self.scores is not None:
-            _check_choice("scores", self.scores, SCORES)
+            check_choice("scores", self.scores, SCORES)
         if (self.scores is None) != (self.top_k is None):
             raise ValueError("--scores and --top_k go together: which patches are kept, and how many of each video.")
 
@@ -115,11 +118,16 @@ class BulkRequest(ExtractionRequest):
     """Any number of images and videos, to be run through the packing model.
 
     Attributes:
-        inputs: files, folders, globs and manifests; see `collect_inputs`.
+        inputs: files, folders, globs and manifests; see `collect_inputs`. In their place may be one of:
+        dataset: name or path of a dataset for `datasets`, `user/name@revision` too, of which `split` is streamed.
+        webdataset: tar files, as `shard-{000..099}.tar`.
+        dataset_config: name of one of the dataset's configurations.
+        image_column, video_column: of the dataset; it has at least one of them.
+        id_column: of the dataset; None is the number of the row.
         pack_tokens: most tokens that share a forward pass; None is 2048 on a CPU and 16384 elsewhere.
         layers: hidden states by index, and `"pooler"`.
         save_dtype: of the saved features; None is `dtype`.
-        format: of the shards, `"safetensors"` or `"npz"`.
+        format: of the shards, `"safetensors"`, `"npz"` or, as tables, `"parquet"`.
         shard_size: inputs of a shard.
         index: `"parquet"` writes one beside `index.jsonl`.
         workers: processes that read files.
@@ -127,10 +135,18 @@ class BulkRequest(ExtractionRequest):
         video_backend: see the processor; None is decord where it is exact, else PyAV.
         strict: stop at the first file that gives no sample.
         overwrite: start again where another run is.
+        resume: add inputs that are new to the run in the folder.
         file_limits: of manifests.
     """
 
-    inputs: Sequence[str | Path]
+    inputs: Sequence[str | Path] | None = None
+    dataset: str | None = None
+    webdataset: str | None = None
+    split: str | None = None
+    dataset_config: str | None = None
+    image_column: str = "image"
+    video_column: str = "video"
+    id_column: str | None = None
     pack_tokens: int | None = None
     layers: tuple[int | str, ...] = (-2,)
     save_dtype: str | None = None
@@ -142,6 +158,7 @@ class BulkRequest(ExtractionRequest):
     video_backend: str | None = None
     strict: bool = False
     overwrite: bool = False
+    resume: bool = False
     file_limits: FileLimits = DEFAULT_LIMITS
 
     def __post_init__(self):
@@ -152,18 +169,22 @@ class BulkRequest(ExtractionRequest):
             raise ValueError(f"--decode_timeout must be positive, found {self.decode_timeout:g}.")
         if isinstance(self.inputs, str | Path):
             raise ValueError(f"--inputs must be a list of entries, found {str(self.inputs)!r} alone.")
-        _check_choice("format", self.format, FORMATS)
-        _check_choice("index", self.index, INDEXES)
-        _check_choice("save_dtype", self.saved_dtype, DTYPES)
-        if self.format == "npz" and self.saved_dtype == "bfloat16":
+        given = [f"--{name}" for name in SOURCES if getattr(self, name) is not None]
+        if len(given) != 1:
+            options = ", ".join(f"--{name}" for name in SOURCES)
+            raise ValueError(f"one of {options} says what to read, found {' and '.join(given) or 'none'}.")
+        if (self.dataset is None) != (self.split is None):
+            raise ValueError("--dataset and --split go together: which dataset, and which split of it.")
+        if self.resume and (self.overwrite or self.inputs is None):
+            raise ValueError("--resume adds files to a run; it goes with --inputs, and not with --overwrite.")
+        check_choice("format", self.format, FORMATS)
+        check_choice("index", self.index, INDEXES)
+        check_choice("save_dtype", self.saved_dtype, DTYPES)
+        if self.format in FORMATS_WITHOUT_BFLOAT16 and self.saved_dtype == "bfloat16":
             raise ValueError(
-                "--format npz cannot hold bfloat16: give --save_dtype float32 or float16, or safetensors."
+                f"--format {self.format} cannot hold bfloat16: give --save_dtype float32 or float16, or safetensors."
             )
-        text = ",".join(map(str, self.layers))
-        if not self.layers or not all(isinstance(layer, int) or layer == "pooler" for layer in self.layers):
-            raise ValueError(f"--layers {text}: expected integers and pooler, separated by commas.")
-        if len(set(self.layers)) != len(self.layers):
-            raise ValueError(f"--layers {text}: a layer is named twice.")
+        check_layer_names(self.layers)
 
     @property
     def saved_dtype(self) -> str:
@@ -171,6 +192,11 @@ class BulkRequest(ExtractionRequest):
         return self.save_dtype or self.dtype
 
 
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuses a value that is none of the choices.
+
+    Raises:
+        ValueError: naming the option.
+    """
     if value not in choices:
         raise ValueError(f"--{name} must be one of {', '.join(choices)}, found {value!r}.")

@@ -8,11 +8,17 @@
 
 A shard's tensors are written first and its `.jsonl` last, each under its name only when whole. So a run that is killed
 at any moment leaves complete shards, and files that nobody reads.
+
+Shards in Parquet are tables by themselves, of the columns id, kind, grid `(3,)` and of each layer `layer_-2` and so on
+`(N, C)` or `pooler` `(C,)`, which datasets, DuckDB and others read at once.
 """
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import chain, islice
 from pathlib import Path
 
 import numpy as np
@@ -22,16 +28,21 @@ from safetensors.torch import save
 
 from conversion.common.files import write_atomically
 from conversion.common.json_files import check_shape
-from examples.extraction.limits import DEFAULT_LIMITS, FileLimits, LimitError, read_npz
+from examples.extraction.limits import DEFAULT_LIMITS, FileLimits, LimitError, check_bytes, read_npz
+from examples.extraction.stage_times import StageTimes
 
 
 INDEX_FILE, FAILURES_FILE, PARQUET_FILE, SHARDS_FOLDER = "index.jsonl", "failures.jsonl", "index.parquet", "shards"
-FORMATS = ("safetensors", "npz")
+FORMATS = ("safetensors", "npz", "parquet")
+# numpy and Arrow have no bfloat16.
+FORMATS_WITHOUT_BFLOAT16 = ("npz", "parquet")
 _HEADER = {"files": {str: int}}
-_RECORD = {"id": str, "tokens": int, "keys": {str: str}}
+_RECORD = {"id": str, "tokens": int, "row?": int, "keys": {str: str}}
 _FAILURE = {"error": str}
 # A shard's tensors are in memory until they are written; past this size they go to one more file.
 MAX_FILE_BYTES = 256 * 2**20
+# Of Parquet, what is read at once to get one sample.
+ROW_GROUP_BYTES = 8 * 2**20
 
 
 def shard_path(folder: Path, shard: int) -> Path:
@@ -39,29 +50,49 @@ def shard_path(folder: Path, shard: int) -> Path:
     return folder / SHARDS_FOLDER / f"{shard:05d}.jsonl"
 
 
+def column_of(layer: int | str) -> str:
+    """The column of a table that holds a layer's features: `layer_-2`, or `pooler`."""
+    return "pooler" if layer == "pooler" else f"layer_{layer}"
+
+
 class ShardWriter:
     """Collects the samples of one shard.
 
     Args:
         folder: of the run.
-        file_format: `safetensors` or `npz`; the latter has no bfloat16.
+        file_format: one of `FORMATS`.
+        do: carries out what takes time, in order and perhaps later, such as `Background.do`.
     """
 
-    def __init__(self, folder: Path, shard: int, file_format: str, max_file_bytes: int = MAX_FILE_BYTES):
+    def __init__(
+        self,
+        folder: Path,
+        shard: int,
+        file_format: str,
+        do: Callable[[Callable[[], None]], None] = lambda job: job(),
+        max_file_bytes: int = MAX_FILE_BYTES,
+    ):
         self._folder, self._shard, self._format, self._limit = folder, shard, file_format, max_file_bytes
+        self._do = do
         self._tensors: dict[str, torch.Tensor] = {}
-        self._bytes = 0
+        self._bytes, self._begun = 0, 0
         self._files: dict[str, int] = {}
         self._records: list[dict] = []
+        self._layers: list[str] = []
+        self._rows: list[dict] = []
         (folder / SHARDS_FOLDER).mkdir(parents=True, exist_ok=True)
 
     def add(self, index: int, record: dict, features: dict[str, torch.Tensor]) -> None:
         """Adds a sample: what the index says of it, and its tensors by layer."""
         keys = {layer: f"{index:08d}.{layer}" for layer in features}
+        place = {}
+        if self._format == "parquet":
+            place, self._layers = {"row": len(self._rows)}, list(features)
+            self._rows.append({name: record[name] for name in ("id", "kind", "grid_thw")})
         # Copies: views of one pack would keep all of it in memory.
         self._tensors.update({keys[layer]: tensor.clone() for layer, tensor in features.items()})
         self._bytes += sum(tensor.numel() * tensor.element_size() for tensor in features.values())
-        self._records.append({"index": index, **record, "shard": self._file_name(), "keys": keys})
+        self._records.append({"index": index, **record, "shard": self._file_name(), **place, "keys": keys})
         if self._bytes >= self._limit:
             self._write_tensors()
 
@@ -73,25 +104,76 @@ class ShardWriter:
         """Writes what is left, and that the shard is complete."""
         if self._tensors:
             self._write_tensors()
+        self._do(self._write_records)
+
+    def _write_records(self) -> None:
         header = {"shard": self._shard, "files": self._files}
         lines = [header, *sorted(self._records, key=lambda record: record["index"])]
         text = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomically(shard_path(self._folder, self._shard), lambda stream: stream.write(text.encode()))
 
     def _file_name(self) -> str:
-        part = f"-{len(self._files)}" if self._files else ""
+        part = f"-{self._begun}" if self._begun else ""
         return f"{SHARDS_FOLDER}/{self._shard:05d}{part}.{self._format}"
 
     def _write_tensors(self) -> None:
-        name = self._file_name()
+        self._do(partial(self._write_file, self._file_name(), self._tensors, self._rows))
+        self._tensors, self._bytes, self._rows = {}, 0, []
+        self._begun += 1
+
+    def _write_file(self, name: str, tensors: dict[str, torch.Tensor], rows: list[dict]) -> None:
+        path = self._folder / name
         if self._format == "npz":
-            arrays = {key: tensor.numpy() for key, tensor in self._tensors.items()}
-            write_atomically(self._folder / name, lambda stream: np.savez(stream, **arrays))
+            arrays = {key: tensor.numpy() for key, tensor in tensors.items()}
+            write_atomically(path, lambda stream: np.savez(stream, **arrays))
+        elif self._format == "parquet":
+            write_atomically(path, lambda stream: _write_table(stream, rows, self._layers, list(tensors.values())))
         else:
-            content = save(self._tensors)
-            write_atomically(self._folder / name, lambda stream: stream.write(content))
-        self._files[name] = (self._folder / name).stat().st_size
-        self._tensors, self._bytes = {}, 0
+            content = save(tensors)
+            write_atomically(path, lambda stream: stream.write(content))
+        self._files[name] = path.stat().st_size
+
+
+class Background:
+    """Does one thing after another beside the caller, of whom it is at most one thing behind.
+
+        with Background(times) as background:
+            background.do(job)
+
+    Args:
+        times: in which the seconds are noted, as writing.
+    """
+
+    def __init__(self, times: StageTimes):
+        self._times = times
+        self._executor = ThreadPoolExecutor(max_workers=1)
+        self._waiting: Future | None = None
+
+    def __enter__(self) -> "Background":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        self._executor.shutdown(cancel_futures=kind is not None)
+        if kind is None:
+            self._wait()
+
+    def do(self, job: Callable[[], None]) -> None:
+        """Has `job` done, after what came before.
+
+        Raises:
+            Exception: that an earlier one raised.
+        """
+        self._wait()
+        self._waiting = self._executor.submit(self._timed, job)
+
+    def _wait(self) -> None:
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            waiting.result()
+
+    def _timed(self, job: Callable[[], None]) -> None:
+        with self._times.timed("writing"):
+            job()
 
 
 def read_shard(folder: Path, shard: int) -> Iterator[dict]:
@@ -162,32 +244,99 @@ def merge_shards(folder: Path, shards: int, parquet: bool = False) -> dict[str, 
     return counts
 
 
-def import_pyarrow():
-    """pyarrow, or an ImportError that says how to get it."""
+def import_pyarrow(option: str):
+    """pyarrow, or an ImportError that says how to get it.
+
+    Args:
+        option: that needs it, as it was given.
+    """
     try:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise ImportError("--index parquet needs pyarrow (pip install pyarrow).") from error
+        raise ImportError(f"{option} needs pyarrow (pip install pyarrow).") from error
     return pyarrow
 
 
 def _write_parquet(stream, records: Iterator[dict]) -> None:
-    pa = import_pyarrow()
+    """The index as a table of plain columns; the key of a layer's tensor is in `layer_-2_key` and so on."""
+    pa = import_pyarrow("--index parquet")
+    first = next(records, None)
+    layers = {} if first is None else {layer: f"{column_of(layer)}_key" for layer in first["keys"]}
     integers = pa.list_(pa.int64())
     columns = {
         **{name: pa.string() for name in ("id", "path", "kind", "shard", "decoder", "sha256", "pixels_sha256")},
         **{name: pa.string() for name in ("codec_score", "codec_way")},
-        **{name: pa.int64() for name in ("index", "tokens", "width", "height")},
+        **{name: pa.int64() for name in ("index", "row", "tokens", "width", "height")},
         **{name: integers for name in ("grid_thw", "frame_indices", "temporal_positions", "kept_patches")},
         "timestamps": pa.list_(pa.float64()),
-        "keys": pa.map_(pa.string(), pa.string()),
+        **{column: pa.string() for column in layers.values()},
     }
     schema = pa.schema(columns)
+    records = chain([] if first is None else [first], records)
     with pa.parquet.ParquetWriter(stream, schema) as writer:
-        while rows := [record for _, record in zip(range(10_000), records, strict=False)]:
-            rows = [{**record, "keys": list(record["keys"].items())} for record in rows]
+        while rows := list(islice(records, 10_000)):
+            rows = [record | {column: record["keys"][layer] for layer, column in layers.items()} for record in rows]
             writer.write_table(pa.Table.from_pylist(rows, schema=schema))
+
+
+def _write_table(stream, rows: list[dict], layers: list[str], tensors: list[torch.Tensor]) -> None:
+    """Samples as a table.
+
+    Args:
+        tensors: of the first row, one for each of `layers`, then of the next.
+    """
+    pa = import_pyarrow("--format parquet")
+    columns = {name: pa.array([row[name] for row in rows], pa.string()) for name in ("id", "kind")}
+    columns["grid"] = pa.array([row["grid_thw"] for row in rows], pa.list_(pa.int64(), 3))
+    for place, layer in enumerate(layers):
+        columns[column_of(layer)] = _as_lists(pa, tensors[place :: len(layers)], is_vector=layer == "pooler")
+    table = pa.table(columns)
+    size = max(1, len(rows) * ROW_GROUP_BYTES // max(table.nbytes, 1))
+    # Numbers that hardly repeat are neither worth a dictionary nor compression.
+    with pa.parquet.ParquetWriter(stream, table.schema, use_dictionary=False, compression="none") as writer:
+        writer.write_table(table, row_group_size=size)
+
+
+def _as_lists(pa, tensors: list[torch.Tensor], is_vector: bool):
+    """A column of `(C,)` as lists of fixed size, or of `(..., C)` as lists of these."""
+    tokens = [tensor.reshape(-1, tensor.shape[-1]) for tensor in tensors]
+    values = pa.array(torch.cat(tokens).flatten().numpy())
+    vectors = pa.FixedSizeListArray.from_arrays(values, tokens[0].shape[-1])
+    if is_vector:
+        return vectors
+    ends = np.concatenate([[0], np.cumsum([len(part) for part in tokens])]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(ends), vectors)
+
+
+def _read_cell(path: Path, record: dict, column: str, limits: FileLimits) -> np.ndarray:
+    """One sample's features of a table: `(C,)`, or `(N, C)`.
+
+    Raises:
+        LimitError: if what has to be read for it is too large.
+        ValueError, OSError: if the file is damaged, or has no such row or column.
+    """
+    pa = import_pyarrow(str(path))
+    row = record["row"]
+    if row < 0:
+        raise ValueError(f"row {row} is below 0")
+    try:
+        with pa.parquet.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                facts = file.metadata.row_group(group)
+                if row < facts.num_rows:
+                    check_bytes(path, facts.total_byte_size, limits, "max_archive_bytes")
+                    cell = file.read_row_group(group, columns=[column]).column(column)[row]
+                    break
+                row -= facts.num_rows
+            else:
+                raise ValueError(f"row {record['row']} is not in it")
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from error
+    values = cell.values
+    if pa.types.is_fixed_size_list(cell.type):
+        return values.to_numpy(zero_copy_only=False)
+    return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
 
 
 def load_tensor(folder: Path, record: dict, layer: str, limits: FileLimits = DEFAULT_LIMITS) -> np.ndarray:
@@ -203,10 +352,14 @@ def load_tensor(folder: Path, record: dict, layer: str, limits: FileLimits = DEF
     try:
         if path.suffix == ".npz":
             return read_npz(path, limits, [key])[key]
+        if path.suffix == ".parquet":
+            values = _read_cell(path, record, column_of(layer), limits)
+            # As in the other formats, by their places unless only some patches were kept.
+            return values if layer == "pooler" or "kept_patches" in record else values.reshape(*record["grid_thw"], -1)
         with safe_open(path, framework="pt") as shard:
             tensor = shard.get_tensor(key)
     except LimitError:
         raise
-    except (SafetensorError, ValueError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (SafetensorError, ValueError, TypeError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: {key} cannot be read from it ({error}). Extract again.") from error
     return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()

@@ -1,5 +1,5 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
-"""Measures the extraction of many inputs: speed, memory over the run, processes, kills, and memory by layer.
+"""Measures the extraction of many inputs: speed, memory over the run, processes, kills, memory by layer, and sources.
 
     python tests/benchmarks/extraction.py WORK_DIR [--images 2000 --videos 50 --kills 5] [--parts speed memory ...]
 
@@ -7,6 +7,7 @@ Prints one line of JSON per part. Needs Linux and psutil. WORK_DIR keeps the inp
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
@@ -26,6 +28,8 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from examples.extraction.feature_sets import load_index, open_features  # noqa: E402
+from examples.extraction.sources import cut_into_shards  # noqa: E402
 from llava_vit_hf import (  # noqa: E402
     LlavaViTImageProcessor,
     LlavaViTPackingConfig,
@@ -33,11 +37,14 @@ from llava_vit_hf import (  # noqa: E402
     LlavaViTProcessor,
 )
 from tests import media  # noqa: E402
+from tests.examples.commands import contents  # noqa: E402
 
 
 SMALL = {"hidden_size": 384, "num_attention_heads": 6, "num_hidden_layers": 6, "intermediate_size": 1536}
 LARGE = {"hidden_size": 1024, "num_attention_heads": 16, "num_hidden_layers": 24, "intermediate_size": 4096}
-PARTS = ("packing", "speed", "processes", "kills", "layers")
+TINY = {"hidden_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2, "intermediate_size": 128}
+PARTS = ("packing", "speed", "processes", "kills", "layers", "sources")
+BROKEN = 20
 ONE_BY_ONE = """
 import json, sys, time, torch
 from transformers import AutoModel, AutoProcessor
@@ -87,6 +94,23 @@ with torch.inference_mode():
     state = states[0 if way == "layer" else -2]
 torch.save(state[::97].clone(), sys.argv[5])
 print(json.dumps([status("VmHWM") - before, before]))
+"""
+# Maps a dataset by the embedder, and hashes what comes out for each id.
+MAPPED = """
+import hashlib, json, sys, datasets, numpy as np
+from examples.extraction.embedder import LlavaViTEmbedder
+folder, model, output, cache, way = sys.argv[1:]
+datasets.config.HF_DATASETS_CACHE = cache
+embedder = LlavaViTEmbedder(model, layers=(-2, "pooler"), device="cpu")
+data = datasets.load_dataset(folder, split="train", streaming=way == "stream")
+for column, kind in (("image", datasets.Image), ("video", datasets.Video)):
+    data = data.cast_column(column, kind(decode=False))
+mapped = data.map(embedder, batched=True, batch_size=64, remove_columns=["image", "video"])
+found = {}
+for row in mapped if way == "stream" else mapped.with_format("numpy"):
+    layers = [np.asarray(row[name], np.float32).tobytes() for name in ("layer_-2", "pooler")]
+    found[row["name"]] = None if row["error"] else hashlib.sha256(b"".join(layers)).hexdigest()
+open(output, "w").write(json.dumps(found))
 """
 
 
@@ -174,6 +198,7 @@ def measure_speed(options: argparse.Namespace, model: Path, files: list[str]) ->
     ]
     return {
         **counts,
+        "times": json.loads((output / "metadata.json").read_text())["times"],
         "tokens_per_second": round(tokens / (end - start)),
         "one_by_one_tokens_per_second": round(loop_tokens / seconds),
         "ratio": round(tokens / (end - start) / (loop_tokens / seconds), 2),
@@ -193,19 +218,12 @@ def measure_packing(options: argparse.Namespace, model: Path, files: list[str]) 
     return {"tokens_per_processor_second": speeds, "best_ratio": round(best / speeds["1"], 2)}
 
 
-def same_files(first: Path, second: Path) -> bool:
-    """Whether two runs left the same bytes."""
-    names = {path.relative_to(first) for path in first.rglob("*") if path.is_file()}
-    others = {path.relative_to(second) for path in second.rglob("*") if path.is_file()}
-    return names == others and all((first / name).read_bytes() == (second / name).read_bytes() for name in names)
-
-
 def measure_processes(options: argparse.Namespace, model: Path, files: list[str]) -> dict:
     """Whether two processes leave the same bytes as one."""
     output = options.folder / "two_processes"
     shutil.rmtree(output, ignore_errors=True)
     subprocess.run(extraction(model, options.folder / "inputs", output, 2), env=environment(), check=True)
-    return {"two_processes_equal_one": same_files(options.folder / "one_process", output)}
+    return {"two_processes_equal_one": contents(options.folder / "one_process") == contents(output)}
 
 
 def measure_kills(options: argparse.Namespace, model: Path, files: list[str]) -> dict:
@@ -226,7 +244,7 @@ def measure_kills(options: argparse.Namespace, model: Path, files: list[str]) ->
     subprocess.run(extraction(model, options.folder / "inputs", output), env=environment(), check=True)
     return {
         "complete_shards_at_kills": complete,
-        "killed_equals_whole": same_files(options.folder / "one_process", output),
+        "killed_equals_whole": contents(options.folder / "one_process") == contents(output),
     }
 
 
@@ -248,6 +266,115 @@ def measure_layers(options: argparse.Namespace) -> dict:
     }
 
 
+def with_broken(inputs: Path, folder: Path) -> Path:
+    """The files in a folder, with broken ones among them."""
+    if not folder.exists():
+        folder.mkdir()
+        for path in [*inputs.glob("*.jpg"), *inputs.glob("*.mp4")]:
+            os.link(path, folder / path.name)
+        for index in range(BROKEN):
+            (folder / f"{index * 97:05d}x{('.jpg', '.mp4')[index % 2]}").write_bytes(b"broken")
+    return folder
+
+
+def write_dataset(inputs: Path, folder: Path) -> None:
+    """The files as `datasets` stores them."""
+    import datasets
+
+    def rows():
+        for path in sorted(inputs.iterdir()):
+            stored = {"bytes": path.read_bytes(), "path": path.name}
+            is_image = path.suffix == ".jpg"
+            yield {"name": path.name, "image": stored if is_image else None, "video": None if is_image else stored}
+
+    features = {"name": datasets.Value("string"), "image": datasets.Image(), "video": datasets.Video(decode=False)}
+    stored = datasets.Dataset.from_list(list(rows()), features=datasets.Features(features))
+    folder.mkdir()
+    stored.to_parquet(folder / "train-00000-of-00001.parquet")
+
+
+def write_tars(inputs: Path, folder: Path) -> None:
+    """The files as WebDataset has them, 500 to a tar. A key ends at a name's first dot."""
+    folder.mkdir()
+    for number, paths in enumerate(cut_into_shards(sorted(inputs.iterdir()), 500)):
+        with tarfile.open(folder / f"shard-{number:03d}.tar", "w") as tar:
+            for path in paths:
+                tar.add(path, f"{path.stem}_{path.suffix[1:]}{path.suffix}")
+
+
+def hashes_of(folder: Path) -> dict[str, str | None]:
+    """A hash of each sample's features, and None for what gave none."""
+    features, found = open_features(folder), {}
+    for record in load_index(folder):
+        layers = [features.load(f"{record['id']} {layer}").tobytes() for layer in ("-2", "pooler")]
+        found[record["id"]] = hashlib.sha256(b"".join(layers)).hexdigest()
+    lines = (folder / "failures.jsonl").read_text().splitlines()
+    return found | {json.loads(line)["id"]: None for line in lines}
+
+
+def run_ray(command: list[str], output: Path, shards: int) -> int:
+    """Runs a job, and kills one of its actors by its pid once so many shards are complete. Returns the pid."""
+    process = psutil.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while len(list(output.glob("shards/[!.]*.jsonl"))) < shards:
+        if process.poll() is not None:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        time.sleep(0.02)
+    victim = next(child for child in process.children(recursive=True) if "MapWorker" in " ".join(child.cmdline()))
+    victim.kill()
+    if process.wait():
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return victim.pid
+
+
+def measure_sources(options: argparse.Namespace) -> dict:
+    """Whether all sources give the same features, byte for byte for each id, and record the same broken files."""
+    folder = options.folder
+    model = make_model(folder / "tiny", 16, TINY)
+    make_inputs(folder / "inputs", options.images, options.videos)
+    inputs = with_broken(folder / "inputs", folder / "with_broken")
+    shutil.rmtree(folder / "sources", ignore_errors=True)
+    (folder / "sources").mkdir()
+    places = {name: folder / "sources" / name for name in ("files", "dataset", "tars", "ray", "data", "shards")}
+    write_dataset(inputs, places["data"])
+    write_tars(inputs, places["shards"])
+    tars = len(list(places["shards"].iterdir()))
+    given = {
+        "files": ["--inputs", inputs],
+        "dataset": ["--dataset", places["data"], "--split", "train", "--id_column", "name"],
+        "tars": ["--webdataset", places["shards"] / f"shard-{{000..{tars - 1:03d}}}.tar"],
+        "ray": ["--inputs", inputs, "--min_actors", 2, "--max_actors", 2, "--workers", 1],
+    }
+    hashes, seconds, killed = {}, {}, None
+    for name, arguments in given.items():
+        script = ROOT / "examples" / ("extract_with_ray.py" if name == "ray" else "extract_features.py")
+        command = [sys.executable, script, "--packing_model_path", model, "--layers", "-2,pooler", "--shard_size", 64]
+        command = [str(part) for part in [*command, "--device", "cpu", "--output_dir", places[name], *arguments]]
+        start = time.perf_counter()
+        if name == "ray":
+            killed = run_ray(command, places[name], max(1, len(list(inputs.iterdir())) // 64 // 5))
+        else:
+            subprocess.run(command, env=environment(), check=True, stderr=subprocess.DEVNULL)
+        seconds[name] = round(time.perf_counter() - start, 1)
+        hashes[name] = hashes_of(places[name])
+    hashes["tars"] = {key.replace("_", "."): value for key, value in hashes["tars"].items()}
+    for way in ("map", "stream"):
+        output = folder / "sources" / f"{way}.json"
+        arguments = [places["data"], model, output, folder / "sources" / "cache", way]
+        start = time.perf_counter()
+        variables = {**environment(), "PYTHONPATH": str(ROOT)}
+        subprocess.run([sys.executable, "-c", MAPPED, *map(str, arguments)], env=variables, check=True)
+        seconds[way] = round(time.perf_counter() - start, 1)
+        hashes[way] = json.loads(output.read_text())
+    failures = {name: sum(value is None for value in found.values()) for name, found in hashes.items()}
+    return {
+        "samples": len(hashes["files"]) - failures["files"],
+        "failures": failures,
+        "killed_actor": killed,
+        "all_equal_files": {name: found == hashes["files"] for name, found in hashes.items()},
+        "seconds": seconds,
+    }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, metavar="WORK_DIR")
@@ -264,8 +391,8 @@ def main() -> int:
         "kills": measure_kills,
     }
     for part in options.parts:
-        if part == "layers":
-            found = measure_layers(options)
+        if part in ("layers", "sources"):
+            found = {"layers": measure_layers, "sources": measure_sources}[part](options)
         else:
             model = make_model(options.folder / "small", 16, SMALL)
             files = make_inputs(options.folder / "inputs", options.images, options.videos)

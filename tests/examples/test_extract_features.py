@@ -17,9 +17,12 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from conversion.common.metrics import Bounds, compare
-from examples.extract_features import parse_layers
-from examples.extraction.bulk_extraction import check_layers, cut_into_shards
+from examples.extraction import shards
+from examples.extraction.encoding import check_layers
 from examples.extraction.feature_sets import open_features
+from examples.extraction.limits import FileLimits
+from examples.extraction.options import parse_layers
+from examples.extraction.sources import cut_into_shards
 from tests import media
 from tests.examples.commands import EXAMPLES, ROOT, contents, environment, extract, read_lines, run_well
 from tests.warm_python import REAL
@@ -152,8 +155,66 @@ def test_parquet_manifest_and_index(models, four_files, tmp_path):
     table = parquet.read_table(tmp_path / "f" / "index.parquet").to_pylist()
     lines = read_lines(tmp_path / "f" / "index.jsonl")
     assert [row["id"] for row in table] == ["eins", "zwei"]
-    assert [dict(row["keys"]) for row in table] == [line["keys"] for line in lines]
+    assert [row["layer_-2_key"] for row in table] == [line["keys"]["-2"] for line in lines]
     assert table[1]["frame_indices"] == lines[1]["frame_indices"]
+
+
+@pytest.fixture
+def as_tables(many_arguments, tmp_path):
+    """The features of the many files in Parquet, of several row groups a shard."""
+    pytest.importorskip("pyarrow", reason="needs pyarrow (pip install pyarrow)")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(shards, "ROW_GROUP_BYTES", 200_000)
+        patched.setattr(shards.ShardWriter.__init__, "__defaults__", (lambda job: job(), 150_000))
+        arguments = [*many_arguments, "--format", "parquet", "--index", "parquet", "--device", "cpu"]
+        assert extract(*arguments, "--output_dir", tmp_path / "tables") == 0
+    return tmp_path / "tables"
+
+
+def test_tables_hold_the_features_of_tensors(as_tables, many_features):
+    files = sorted(path.name for path in as_tables.glob("shards/*.parquet"))
+    assert len(files) > 9 and "00000-1.parquet" in files, "no shard of more files than one was tried"
+    found, expected = open_features(as_tables), open_features(many_features)
+    assert found.labels == expected.labels
+    for label in expected.labels:
+        assert found.load(label).shape == expected.load(label).shape
+        assert found.load(label).tobytes() == expected.load(label).tobytes()
+
+
+@pytest.mark.long
+def test_datasets_reads_tables_and_index(as_tables, many_features, tmp_path):
+    datasets = pytest.importorskip("datasets", reason="needs datasets (pip install datasets)")
+    options = {"split": "train", "cache_dir": str(tmp_path / "cache")}
+    table = datasets.load_dataset("parquet", data_files=str(as_tables / "shards" / "*.parquet"), **options)
+    expected, records = open_features(many_features), read_lines(many_features / "index.jsonl")
+    assert table.column_names == ["id", "kind", "grid", "layer_-2", "layer_-1", "pooler"]
+    assert (table.features["grid"].length, table.features["pooler"].length) == (3, 64)
+    assert table.features["layer_-2"].feature.length == 64
+    rows = {row["id"]: row for row in table.with_format("numpy")}
+    assert sorted(rows) == sorted(record["id"] for record in records)
+    for record in records:
+        row = rows[record["id"]]
+        assert (row["kind"], row["grid"].tolist()) == (record["kind"], record["grid_thw"])
+        assert row["layer_-2"].tobytes() == expected.load(f"{record['id']} -2").tobytes()
+        assert row["pooler"].tobytes() == expected.load(f"{record['id']} pooler").tobytes()
+    index = datasets.load_dataset("parquet", data_files=str(as_tables / "index.parquet"), **options)
+    assert index["id"][:] == [record["id"] for record in records]
+    assert index[60]["grid_thw"] == records[60]["grid_thw"] and index[60]["shard"].endswith(".parquet")
+
+
+def test_a_damaged_table_or_row_is_named(as_tables):
+    records = read_lines(as_tables / "index.jsonl")
+    with pytest.raises(ValueError, match=r"00000-?\d?\.parquet: .*\(row 999 is not in it"):
+        shards.load_tensor(as_tables, {**records[0], "row": 999}, "-2")
+    with pytest.raises(ValueError, match="row -1 is below 0"):
+        shards.load_tensor(as_tables, {**records[0], "row": -1}, "-2")
+    with pytest.raises(ValueError, match="max_archive_bytes=10"):
+        shards.load_tensor(as_tables, records[0], "-2", FileLimits(max_archive_bytes=10))
+    path = as_tables / records[0]["shard"]
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match=r"00000-?\d?\.parquet: .* cannot be read"):
+        shards.load_tensor(as_tables, records[0], "-2")
 
 
 def test_strict_stops_at_the_first_bad_file(models, four_files, tmp_path, capsys):
@@ -183,6 +244,7 @@ def test_no_sample_at_all_is_a_failed_run(models, tmp_path):
         (["--inputs", ".", "--max_tokens", "0"], "--pack_tokens must be at least 1"),
         (["--inputs", ".", "--max_sample_tokens", "0"], "--max_sample_tokens must be at least 1"),
         (["--inputs", ".", "--format", "npz", "--dtype", "bfloat16"], "--format npz cannot hold bfloat16"),
+        (["--inputs", ".", "--format", "parquet", "--dtype", "bfloat16"], "--format parquet cannot hold bfloat16"),
         (["--inputs", ".", "--decode_timeout", "0"], "--decode_timeout must be positive"),
         (["--inputs", ".", "--image1", "1.jpg"], "found also --image1"),
         ([], "--hf_model_path, --image1"),
@@ -217,7 +279,7 @@ def test_a_layer_that_the_model_has_not_is_refused_before_anything_is_loaded(
     models, four_files, tmp_path, capsys, monkeypatch
 ):
     monkeypatch.setattr(
-        "examples.extraction.bulk_extraction.AutoModel.from_pretrained",
+        "examples.extraction.encoding.AutoModel.from_pretrained",
         lambda *_, **__: pytest.fail("the model was loaded"),
     )
     folder, inputs = tmp_path / "features", four_files / "1.jpg"

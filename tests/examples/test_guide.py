@@ -86,6 +86,8 @@ def test_every_command_runs(clone, tmp_path):
     assert "FAIL" not in output
     assert "made from the same: PASS" in output
     assert "2 samples" in output and output.count("4 samples") >= 2
-    assert "1.mp4 video [0, 9, 18, 27, 36, 45, 54, 63] (8, 9, 11, 64) (64,)" in output
+    assert "1.mp4 video [0, 9, 18, 27, 36, 45, 54, 63] (8, 9, 11, 64) (8, 9, 11, 64) (64,)" in output
     assert "video: (8, 9, 11, 64)  (frames, rows, columns, channels)" in output
+    assert "['1.jpg pooler', '2.jpg pooler'] (2, 64)" in output
+    assert re.search(r"\['[12].jpg' '[12].jpg'\] \(2, 64\)", output)
     assert "{'samples': 2, 'failures': 0, " in output

@@ -67,7 +67,7 @@ def test_errors_are_raised_before_anything_is_written(models, four_files, many_f
         ({"shard_size": -1}, "--shard_size must be"),
         ({"decode_timeout": float("nan")}, "--decode_timeout must be positive"),
         ({"inputs": "media"}, "--inputs must be a list of entries, found 'media' alone"),
-        ({"format": "pt"}, "--format must be one of safetensors, npz"),
+        ({"format": "pt"}, "--format must be one of safetensors, npz, parquet"),
         ({"index": "csv"}, "--index must be one of jsonl, parquet"),
         ({"format": "npz", "dtype": "bfloat16"}, "--save_dtype float32 or float16"),
         ({"layers": ()}, "--layers : expected integers and pooler"),
