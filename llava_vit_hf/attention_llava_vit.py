@@ -8,6 +8,11 @@ from .configuration_llava_vit import LlavaViTConfig
 from .segments_llava_vit import Segments
 
 
+# Of more tokens than these, heads attend in so many groups for inference on a CPU: a group's queries, keys and values
+# are what a layer holds beside its input and its output.
+GROUPED_ROWS, HEAD_GROUPS = 4096, 4
+
+
 def rotary_embedding(
     positions: torch.Tensor, head_dim: int, theta: float, dtype: torch.dtype = torch.float32
 ) -> torch.Tensor:
@@ -78,12 +83,49 @@ class LlavaViTAttention(nn.Module):
         self.v_proj = nn.Linear(channels, channels)
         self.out_proj = nn.Linear(channels, channels)
 
-    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`(..., C)` to queries, keys and values, each `(tokens, heads, head_dim)`."""
+    def project(
+        self, hidden_states: torch.Tensor, heads: slice | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`(..., C)` to queries, keys and values, each `(tokens, heads, head_dim)`.
+
+        Args:
+            heads: some of the heads; None for all.
+        """
+        if heads is not None:
+            return self.project_heads(hidden_states, heads)
         # As many heads as there are: of a model whose projections are split over processes each has some.
         projections = (self.q_proj, self.k_proj, self.v_proj)
         rows = (project(hidden_states).flatten(0, -2) for project in projections)
         return tuple(row.unflatten(-1, (-1, self.head_dim)) for row in rows)
+
+    def project_heads(self, hidden_states: torch.Tensor, heads: slice) -> tuple[torch.Tensor, ...]:
+        """As `project`, by the rows of the projections' weights that belong to some heads."""
+        states = hidden_states.flatten(0, -2)
+        weights, biases = self.projection_parameters()
+        return tuple(
+            nn.functional.linear(
+                states,
+                weight.unflatten(0, (-1, self.head_dim))[heads].flatten(0, 1),
+                bias.unflatten(0, (-1, self.head_dim))[heads].flatten(),
+            ).unflatten(-1, (-1, self.head_dim))
+            for weight, bias in zip(weights, biases, strict=True)
+        )
+
+    def projections(self) -> tuple[nn.Module, ...]:
+        return self.q_proj, self.k_proj, self.v_proj
+
+    def projection_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """Weights `(C, C)` and biases `(C,)` of queries, keys and values."""
+        return [module.weight for module in self.projections()], [module.bias for module in self.projections()]
+
+    def head_groups(self, tokens: int) -> list[slice | None]:
+        """Heads that are projected and attend at a time: all, unless tokens are so many that what a layer holds beside
+        its input counts. Adapters and quantised projections have no rows to take."""
+        if tokens <= GROUPED_ROWS or any(type(module) is not nn.Linear for module in self.projections()):
+            return [None]
+        heads = self.config.num_attention_heads
+        size = -(-heads // HEAD_GROUPS)
+        return [slice(start, start + size) for start in range(0, heads, size)]
 
     def project_output(self, states: torch.Tensor) -> torch.Tensor:
         return self.out_proj(states)
@@ -100,13 +142,15 @@ class LlavaViTAttention(nn.Module):
         hidden_states: torch.Tensor,
         rotary: torch.Tensor,
         places: tuple[torch.Tensor | None, torch.Tensor | None] = (None, None),
+        heads: slice | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`(..., C)` to queries and keys with their rotary embedding, and values, each `(tokens, heads, head_dim)`.
 
         Args:
             places: where to write queries and keys; without gradients only.
+            heads: some of the heads; None for all.
         """
-        query, key, value = self.project(hidden_states)
+        query, key, value = self.project(hidden_states, heads)
         query, key = apply_rotary(query, rotary, places[0]), apply_rotary(key, rotary, places[1])
         if value.dtype == torch.float16:
             # The one check for finite numbers: fused kernels may turn scores of -inf, of what is beyond float16, into
@@ -125,19 +169,33 @@ class LlavaViTAttention(nn.Module):
         self, rows: torch.Tensor, norm: nn.Module, rotary: torch.Tensor, segments: Segments, most: int
     ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         """As `attend(*rotated(norm(rows), rotary))`, for rows `(tokens, C)`, of which `most` are projected at a time:
-        beside them there is memory for queries, keys, values and what comes out, and for nothing between."""
+        beside them there is memory for queries, keys, values and what comes out, and for nothing between. Of many
+        rows it is some heads at a time."""
+        groups = self.head_groups(len(rows))
+        if groups == [None]:
+            return self.attend(*self.rotated_in_parts(rows, norm, rotary, most), segments)
+        output = rows.new_empty(len(rows), self.config.num_attention_heads, self.head_dim)
+        weights = []
+        for heads in groups:
+            output[:, heads], found = self.attend(*self.rotated_in_parts(rows, norm, rotary, most, heads), segments)
+            weights.append(found)
+        return output, None if weights[0] is None else [torch.cat(of_run, 1) for of_run in zip(*weights, strict=True)]
+
+    def rotated_in_parts(
+        self, rows: torch.Tensor, norm: nn.Module, rotary: torch.Tensor, most: int, heads: slice | None = None
+    ) -> list[torch.Tensor]:
+        """As `rotated(norm(rows), rotary)`, `most` rows at a time."""
         whole = None
         for start in range(0, len(rows), most):
             part = slice(start, start + most)
             places = (None, None) if whole is None else (whole[0][part], whole[1][part])
-            projected = self.rotated(norm(rows[part]), rotary[part], places)
+            projected = self.rotated(norm(rows[part]), rotary[part], places, heads)
             if whole is None:
                 whole = [rows.new_empty(len(rows), *states.shape[1:], dtype=states.dtype) for states in projected]
             for states, place, written in zip(projected, (*places, None), whole, strict=True):
                 if states is not place:
                     written[part] = states
-        del projected
-        return self.attend(*whole, segments)
+        return whole
 
 
 class LlavaViTPackingAttention(LlavaViTAttention):
@@ -147,7 +205,17 @@ class LlavaViTPackingAttention(LlavaViTAttention):
         self.qkv = nn.Linear(channels, 3 * channels)
         self.proj = nn.Linear(channels, channels)
 
-    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def projections(self) -> tuple[nn.Module, ...]:
+        return (self.qkv,)
+
+    def projection_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        return list(self.qkv.weight.chunk(3)), list(self.qkv.bias.chunk(3))
+
+    def project(
+        self, hidden_states: torch.Tensor, heads: slice | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if heads is not None:
+            return self.project_heads(hidden_states, heads)
         return self.qkv(hidden_states).view(-1, 3, self.config.num_attention_heads, self.head_dim).unbind(1)
 
     def project_output(self, states: torch.Tensor) -> torch.Tensor:

@@ -94,7 +94,9 @@ class LlavaViTLayer(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         """As `forward` on rows `(tokens, C)`, all but the attention itself on `most` of them at a time."""
         states, weights = self.self_attn.attend_in_parts(rows, self.layer_norm1, rotary, segments, most)
-        states, output = states.reshape(len(rows), -1), torch.empty_like(rows)
+        states = states.reshape(len(rows), -1)
+        # What attention gave is read row by row, and written over, unless its rows are of another size or dtype.
+        output = states if states.shape == rows.shape and states.dtype == rows.dtype else torch.empty_like(rows)
         for start in range(0, len(rows), most):
             part = slice(start, start + most)
             between = rows[part] + self.self_attn.project_output(states[part])
@@ -126,7 +128,7 @@ class LlavaViTEncoder(nn.Module):
 
     def forward(
         self,
-        hidden_states: torch.Tensor,
+        first: list[torch.Tensor],
         rotary: torch.Tensor,
         segments: Segments,
         num_layers: int,
@@ -136,11 +138,13 @@ class LlavaViTEncoder(nn.Module):
         """Runs the first `num_layers` layers.
 
         Args:
+            first: the input of layer 0, alone in a list, which is emptied.
             kept: which of the `layers + 1` hidden states to keep; 0 is the input of layer 0.
 
         Returns:
             The tokens, the kept hidden states by index, and with `output_attentions` the weights per layer and run.
         """
+        hidden_states = first.pop()
         states, attentions = {}, []
         for index in range(num_layers + 1):
             if index in kept:
@@ -262,9 +266,14 @@ class LlavaViTPreTrainedModel(PreTrainedModel):
             )
         return {name: getattr(self.config, name) if value is None else value for name, value in asked.items()}
 
+    def _first_state(self, embeddings: torch.Tensor) -> list[torch.Tensor]:
+        """`hidden_states[0]` of embedded patches, in a list that the encoder empties: what is called with a tensor
+        itself holds it to the end, and this one is as large as what a layer needs."""
+        return [self.layernorm_pre(embeddings)]
+
     def _encode(
         self,
-        embeddings: torch.Tensor,
+        first: list[torch.Tensor],
         positions: torch.Tensor,
         segments: Segments,
         vision_feature_layer: int | str | Sequence[int | str] | None,
@@ -273,7 +282,7 @@ class LlavaViTPreTrainedModel(PreTrainedModel):
         return_dict: bool,
         samples: Segments | None = None,
     ) -> BaseModelOutputWithPooling | tuple:
-        """From embedded patches `(..., C)` at `(t, h, w)` positions `(rows, 3)` to the model's output.
+        """From the input of the first layer `(..., C)`, in a list, at `(t, h, w)` positions `(rows, 3)` to the output.
 
         Args:
             segments: what attends to itself.
@@ -286,9 +295,9 @@ class LlavaViTPreTrainedModel(PreTrainedModel):
         complete = vision_feature_layer is None or "pooler" in wanted
         wanted = [index for index in wanted if index != "pooler"]
         head_dim = self.config.hidden_size // self.config.num_attention_heads
-        precise = torch.promote_types(embeddings.dtype, torch.float32)
+        precise = torch.promote_types(first[0].dtype, torch.float32)
         hidden_states, states, attentions = self.encoder(
-            self.layernorm_pre(embeddings),
+            first,
             rotary_embedding(positions, head_dim, self.config.rope_theta, precise),
             segments,
             layers if complete else max(wanted),
@@ -462,7 +471,9 @@ class LlavaViTModel(LlavaViTPreTrainedModel):
         boundaries = torch.arange(batch + 1, dtype=torch.int32, device=embeddings.device) * tokens
         kernel = self._attention_kernel(embeddings, asked["output_attentions"], batch=True)
         segments = Segments(boundaries, tokens, kernel, runs=((batch, tokens),))
-        return self._encode(embeddings, positions.reshape(-1, 3), segments, vision_feature_layer, **asked)
+        first = self._first_state(embeddings)
+        del embeddings
+        return self._encode(first, positions.reshape(-1, 3), segments, vision_feature_layer, **asked)
 
     def _places(self, indices: torch.Tensor, height: int, width: int) -> torch.Tensor:
         """`(t, h, w)` of indices `(B, K)` into a grid of frames of so many pixels: `(B, K, 3)`."""

@@ -182,7 +182,9 @@ class LlavaViTPackingModel(LlavaViTPreTrainedModel):
             boundaries = on_device(cumulative_lengths(spans), device)
             segments = Segments(boundaries, max(spans), kernel, runs=runs_of(spans) if by_run else ())
         positions = on_device(patch_positions, device)
-        return self._encode(embeddings, positions, segments, vision_feature_layer, **asked, samples=samples)
+        first = self._first_state(embeddings)
+        del embeddings
+        return self._encode(first, positions, segments, vision_feature_layer, **asked, samples=samples)
 
     def _output(self, last_hidden_state: torch.Tensor | None, **fields) -> LlavaViTPackingOutput:
         merged = None

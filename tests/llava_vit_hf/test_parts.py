@@ -1,10 +1,11 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
-"""Inference on a CPU gives an MLP some rows at a time: the same bits, and hooks that see what they always saw."""
+"""Inference on a CPU gives an MLP some rows at a time, and attention some heads of many tokens: the same bits, and hooks
+that see what they always saw."""
 
 import pytest
 import torch
 
-from llava_vit_hf import modeling_llava_vit
+from llava_vit_hf import attention_llava_vit, modeling_llava_vit
 from tests.llava_vit_hf.both_models import LAYOUTS
 from tests.models import as_packing, dense_model, random_pixels
 
@@ -92,3 +93,54 @@ def test_a_hook_on_attention_sees_all_rows(small_parts, layout):
     for actual, expected in zip(outputs(model, **inputs), in_parts, strict=True):
         assert torch.equal(actual, expected)
     assert seen == [100] * len(model.encoder.layers)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("groups", [2, 3])
+def test_some_heads_at_a_time_give_the_same_bits(small_parts, monkeypatch, layout, dtype, groups):
+    dense = dense_model(hidden_size=128, num_attention_heads=4).to(dtype)
+    model = dense if layout == "dense" else as_packing(dense)
+    inputs = {"pixel_values": random_pixels(9, 3, 20, 20)} if layout == "dense" else pack()
+    inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
+    whole = outputs(model, **inputs)
+    monkeypatch.setattr(attention_llava_vit, "GROUPED_ROWS", ROWS)
+    monkeypatch.setattr(attention_llava_vit, "HEAD_GROUPS", groups)
+    heads, project = [], attention_llava_vit.LlavaViTAttention.project_heads
+    monkeypatch.setattr(
+        attention_llava_vit.LlavaViTAttention,
+        "project_heads",
+        lambda self, states, some: heads.append(some) or project(self, states, some),
+    )
+    for actual, expected in zip(outputs(model, **inputs), whole, strict=True):
+        assert torch.equal(actual, expected)
+    # Of four heads both make groups of two.
+    assert {(some.start, some.stop) for some in heads} == {(0, 2), (2, 4)}
+
+
+@torch.no_grad()
+def test_weights_of_heads_in_groups_are_put_together(small_parts, monkeypatch):
+    model, inputs = as_packing(dense_model(hidden_size=128, num_attention_heads=4)), pack()
+    model.set_attn_implementation("eager")
+    whole = model(**inputs, output_attentions=True).attentions
+    monkeypatch.setattr(attention_llava_vit, "GROUPED_ROWS", ROWS)
+    in_groups = model(**inputs, output_attentions=True).attentions
+    for ours, theirs in zip(in_groups, whole, strict=True):
+        for one, other in zip(ours, theirs, strict=True):
+            assert torch.equal(one, other)
+
+
+@torch.no_grad()
+def test_an_adapter_in_place_of_the_projection_is_asked_as_a_whole(small_parts, monkeypatch):
+    class Adapted(torch.nn.Linear):
+        def forward(self, states):
+            return super().forward(states) + 1
+
+    model, inputs = as_packing(dense_model()), pack()
+    for layer in model.encoder.layers:
+        layer.self_attn.qkv.__class__ = Adapted
+    whole = outputs(model, **inputs)
+    monkeypatch.setattr(attention_llava_vit, "GROUPED_ROWS", ROWS)
+    for actual, expected in zip(outputs(model, **inputs), whole, strict=True):
+        assert torch.equal(actual, expected)
