@@ -195,7 +195,7 @@ def render_matches(request: SearchRequest, matches: list[Match]) -> str:
     request.sample_limits.apply_to_pillow()
     title = f"Most like {request.query.name}"
     rows = [
-        [str(match.rank), match.record["id"], f"{match.cosine:.4f}", str(match.record.get("kind", ""))]
+        [match.record["id"], str(match.rank), f"{match.cosine:.4f}", str(match.record.get("kind", ""))]
         for match in matches
     ]
     cards = [{"caption": "query", "name": request.query.name, "picture": _thumbnail(request.query, None)}]
@@ -207,7 +207,7 @@ def render_matches(request: SearchRequest, matches: list[Match]) -> str:
         }
         for match in matches
     ]
-    return page_of(title, [_gallery(cards), "<h2>Cosines</h2>", table_of(("rank", "id", "cosine", "kind"), rows)])
+    return page_of(title, [_gallery(cards), "<h2>Cosines</h2>", table_of(("id", "rank", "cosine", "kind"), rows)])
 
 
 def _gallery(cards: list[dict]) -> str:
