@@ -212,17 +212,20 @@ def start_server():
 class DecoderPool:
     """Reads files in `workers` processes, each file for at most `timeout` seconds.
 
-    At most `2 * workers` samples wait for the model, so memory does not grow with the run.
+    What waits for the model is bounded, so memory does not grow with the run: beyond `2 * workers` samples no file is
+    read while samples of `ahead` tokens are ready.
 
         with DecoderPool(options, workers=2, timeout=60) as pool:
             for item, answer in pool.results(items): ...
     """
 
-    def __init__(self, options: DecodeOptions, workers: int, timeout: float):
-        self._options, self._timeout, self._count = options, timeout, workers
+    def __init__(self, options: DecodeOptions, workers: int, timeout: float, ahead: int = 0):
+        self._options, self._timeout, self._count, self._ahead = options, timeout, workers, ahead
         self._context = start_server()
         self._workers: list[_Worker] = []
-        self._finished: queue.Queue = queue.Queue(maxsize=workers)
+        self._finished: queue.Queue = queue.Queue()
+        # Tokens of all samples that were made ready, and of all that were taken; each is written by one thread only.
+        self._made = self._taken = 0
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -249,6 +252,7 @@ class DecoderPool:
         while (answer := self._finished.get()) is not None:
             if isinstance(answer, BaseException):
                 raise answer
+            self._taken += _tokens(answer[1])
             yield answer
 
     def _dispatch(self, items: Iterable[Item]) -> None:
@@ -267,7 +271,7 @@ class DecoderPool:
         exhausted = False
         while not self._stopping.is_set():
             for worker in self._workers:
-                if worker.ready and worker.item is None and not exhausted and len(order) < 2 * self._count:
+                if worker.ready and worker.item is None and not exhausted and self._has_room(len(order)):
                     item = next(items, None)
                     exhausted = item is None
                     if not exhausted:
@@ -280,7 +284,9 @@ class DecoderPool:
             while order and order[0].index in answers:
                 item = order.popleft()
                 # What is stored of it is not kept any longer.
-                self._put((item if item.values is None else replace(item, values={}), answers.pop(item.index)))
+                answer = answers.pop(item.index)
+                self._made += _tokens(answer)
+                self._put((item if item.values is None else replace(item, values={}), answer))
             wait([worker.connection for worker in self._workers if worker.item or not worker.ready], timeout=0.2)
 
     def _attend(self, index: int, answers: dict[int, Decoded | Failure]) -> None:
@@ -318,7 +324,14 @@ class DecoderPool:
         return _Worker(self._context, self._options, self._timeout)
 
     def _put(self, answer) -> None:
-        while not self._stopping.is_set():
-            with contextlib.suppress(queue.Full):
-                self._finished.put(answer, timeout=0.2)
-                return
+        if not self._stopping.is_set():
+            self._finished.put(answer)
+
+    def _has_room(self, unfinished: int) -> bool:
+        """Whether one more file may be read, beside those that are read and whose turn has not come."""
+        waiting = self._finished.qsize()
+        return unfinished < 2 * self._count and (waiting < self._count or self._made - self._taken < self._ahead)
+
+
+def _tokens(answer: Decoded | Failure) -> int:
+    return 0 if isinstance(answer, Failure) else len(answer.pixel_values)

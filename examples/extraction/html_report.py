@@ -3,6 +3,7 @@
 
 import base64
 import io
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -39,10 +40,14 @@ figure { margin: 0; flex: 1 1 260px; min-width: 0; } figure.strip { flex-basis: 
 figure.strip img { max-width: none; height: 150px; width: auto; }
 img { max-width: 100%; max-height: 480px; display: block; }
 figcaption { color: var(--soft); font-size: .8125rem; margin-bottom: 4px; position: sticky; left: 0; }
+.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(180px, 1fr)); gap: 12px; }
+.gallery .card { margin: 0; } .gallery img { margin: 0 auto 8px; max-height: 200px; }
+.gallery figure:first-child { border-color: var(--text); }
 .scale { height: 14px; border-radius: 4px; border: 1px solid var(--line); }
 .ticks { display: flex; justify-content: space-between; font-size: .8125rem; color: var(--soft); }
 .reasons { color: var(--bad); margin: 6px 0; font-size: .875rem; overflow-wrap: anywhere; }
-@media (max-width: 600px) { main { padding: 10px; } figure.strip img { height: 120px; } }
+@media (max-width: 600px) { main { padding: 10px; } figure.strip img { height: 120px; }
+  .gallery { grid-template-columns: 1fr 1fr; } }
 """
 
 
@@ -65,7 +70,7 @@ def render_page(title: str, samples: list[SamplePictures], report: Report | None
         facts: what to say of the environment, by name.
         omitted: how many samples have no pictures.
     """
-    parts = [f"<h1>{escape(title)}</h1>"]
+    parts = []
     if report is not None:
         parts += [_summary(report), _origins(report), _table(report)]
     parts.append("<h2>Pictures</h2>")
@@ -75,12 +80,25 @@ def render_page(title: str, samples: list[SamplePictures], report: Report | None
     if omitted:
         parts.append(f'<p class="soft">{omitted} more samples are not shown; see --max_samples and --ids.</p>')
     parts += ["<h2>Environment</h2>", _facts(facts)]
+    return page_of(title, parts)
+
+
+def page_of(title: str, parts: list[str]) -> str:
+    """A whole page of its parts, which are HTML."""
     body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n<h1>{escape(title)}</h1>\n{body}\n"
+        "</main></body></html>\n"
     )
+
+
+def table_of(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of text, which may be wider than the page."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="scroll"><table><tr>{head}</tr>{body}</table></div>'
 
 
 def _mark(passed: bool) -> str:
@@ -149,7 +167,7 @@ def _sample(sample: SamplePictures) -> str:
     kind = ' class="strip"' if sample.is_strip else ""
     figures = "".join(
         f"<figure{kind}><figcaption>{escape(caption)}</figcaption>"
-        f'<img alt="{escape(caption)} of {escape(sample.name)}" src="{_data_url(picture)}"></figure>'
+        f'<img alt="{escape(caption)} of {escape(sample.name)}" src="{data_url(picture)}"></figure>'
         for caption, picture in sample.pictures.items()
     )
     note = f'<p class="reasons">{escape(sample.note)}</p>' if sample.note else ""
@@ -159,7 +177,8 @@ def _sample(sample: SamplePictures) -> str:
     )
 
 
-def _data_url(picture: Image.Image) -> str:
+def data_url(picture: Image.Image) -> str:
+    """A picture as an address that holds it."""
     stream = io.BytesIO()
     picture.save(stream, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode()

@@ -8,11 +8,10 @@ The clone, the model, the inputs and the output folder are at the same paths on 
 
 import json
 import os
-import pickle
 import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 
 import torch
@@ -28,7 +27,7 @@ from examples.extraction.bulk_extraction import (
 )
 from examples.extraction.encoding import default_pack_tokens, load_packing_model
 from examples.extraction.files import exclusive
-from examples.extraction.inputs import collect_inputs
+from examples.extraction.inputs import Item, collect_inputs
 from examples.extraction.limits import check_positive
 from examples.extraction.provenance import LocatedModel, check_model_name, locate_model
 from examples.extraction.requests import BulkRequest
@@ -80,9 +79,9 @@ class ShardExtractor:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     def __call__(self, batch: Mapping[str, Sequence]) -> dict[str, list]:
-        """Writes the shards of a batch, whose `items` are pickled. Returns who did it, and its times so far."""
+        """Writes the shards of a batch, whose `items` are JSON. Returns who did it, and its times so far."""
         for content in batch["items"]:
-            items = iter(pickle.loads(content))
+            items = (Item(**fields) for fields in json.loads(content))
             write_shards(items, self._pool, self._encoder, self._times, self._progress, self._request)
         rows = len(batch["items"])
         return {"actor": [self._name] * rows, "times": [json.dumps(self._times.summary())] * rows}
@@ -139,7 +138,7 @@ def extract_with_ray(request: BulkRequest, actors: Actors) -> dict[str, int]:
             raise error.cause from error
         prepare_folder(run, source, request)
         missing = [
-            {"items": pickle.dumps(list(shard))}
+            {"items": json.dumps([asdict(item) for item in shard])}
             for _, shard in groupby(
                 source.walk(lambda shard: not is_complete(request.output_dir, shard)), key=lambda item: item.shard
             )

@@ -15,7 +15,7 @@ Shards in Parquet are tables by themselves, of the columns id, kind, grid `(3,)`
 
 import json
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
@@ -333,10 +333,7 @@ def _read_cell(path: Path, record: dict, column: str, limits: FileLimits) -> np.
                 raise ValueError(f"row {record['row']} is not in it")
     except pa.ArrowException as error:
         raise ValueError(str(error)) from error
-    values = cell.values
-    if pa.types.is_fixed_size_list(cell.type):
-        return values.to_numpy(zero_copy_only=False)
-    return values.flatten().to_numpy(zero_copy_only=False).reshape(len(values), -1)
+    return _cell_array(pa, cell)
 
 
 def load_tensor(folder: Path, record: dict, layer: str, limits: FileLimits = DEFAULT_LIMITS) -> np.ndarray:
@@ -363,3 +360,44 @@ def load_tensor(folder: Path, record: dict, layer: str, limits: FileLimits = DEF
     except (SafetensorError, ValueError, TypeError, OSError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: {key} cannot be read from it ({error}). Extract again.") from error
     return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def load_tensors(
+    folder: Path, records: Sequence[dict], layer: str, limits: FileLimits = DEFAULT_LIMITS
+) -> Iterator[np.ndarray]:
+    """As `load_tensor`, of many samples of one file, which is read once and for Parquet held as a whole.
+
+    Raises:
+        ValueError: as `load_tensor`.
+    """
+    path = folder / records[0]["shard"]
+    if path.suffix == ".safetensors":
+        yield from (load_tensor(folder, record, layer, limits) for record in records)
+        return
+    try:
+        if path.suffix == ".npz":
+            keys = [record["keys"][layer] for record in records]
+            arrays = read_npz(path, limits, keys)
+            yield from (arrays[key] for key in keys)
+            return
+        pa = import_pyarrow(str(path))
+        with pa.parquet.ParquetFile(path) as file:
+            groups = (file.metadata.row_group(group) for group in range(file.num_row_groups))
+            check_bytes(path, sum(group.total_byte_size for group in groups), limits, "max_archive_bytes")
+            column = file.read(columns=[column_of(layer)]).column(0)
+        for record in records:
+            if not 0 <= record["row"] < len(column):
+                raise ValueError(f"row {record['row']} is not in it")
+            yield _cell_array(pa, column[record["row"]])
+    except LimitError:
+        raise
+    except (ValueError, OSError, RuntimeError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        # Arrow's errors are some of these.
+        raise ValueError(f"{path}: {layer} cannot be read from it ({error}). Extract again.") from error
+
+
+def _cell_array(pa, cell) -> np.ndarray:
+    """`(C,)`, or `(N, C)`, of a value of a table."""
+    if pa.types.is_fixed_size_list(cell.type):
+        return cell.values.to_numpy(zero_copy_only=False)
+    return cell.values.flatten().to_numpy(zero_copy_only=False).reshape(len(cell.values), -1)

@@ -41,6 +41,8 @@ def test_options_named_in_the_guides_exist():
         "--output",
     }
     elsewhere |= {"--diagnose"}  # of verify_features.py
+    elsewhere |= {"--address", "--min_actors", "--max_actors", "--num_gpus"}  # of extract_with_ray.py
+    elsewhere |= {"--query", "--top"}  # of search_features.py
     elsewhere |= {
         "--max_archive_bytes",
         "--max_json_bytes",
@@ -90,4 +92,7 @@ def test_every_command_runs(clone, tmp_path):
     assert "video: (8, 9, 11, 64)  (frames, rows, columns, channels)" in output
     assert "['1.jpg pooler', '2.jpg pooler'] (2, 64)" in output
     assert re.search(r"\['[12].jpg' '[12].jpg'\] \(2, 64\)", output)
+    assert output.count("features of 2 samples") >= 5, "files, a dataset, tars and Ray"
+    assert "['kind', 'grid', 'error', 'pooler'] (2, 64) ['' '']" in output
+    assert re.search(r"1  1\.0000  1\.jpg +image", output)
     assert "{'samples': 2, 'failures': 0, " in output

@@ -1,6 +1,6 @@
 # Copyright 2026 The llava_vit_hf authors. Licensed under the Apache License, Version 2.0.
-"""Inference on a CPU gives an MLP some rows at a time, and attention some heads of many tokens: the same bits, and hooks
-that see what they always saw."""
+"""Inference on a CPU gives an MLP some rows at a time, and attention of many tokens some heads: the same bits, and
+hooks that see what they always saw."""
 
 import pytest
 import torch

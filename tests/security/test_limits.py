@@ -193,7 +193,7 @@ class TestProcessor:
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
+    def logerror_text(self, *_):
         pass
 
 
@@ -374,7 +374,7 @@ class TestAdvice:
         ],
     )
     def test_limits(self, packing, tmp_path, given, switch):
-        from examples.extraction.decoding import _message
+        from examples.extraction.decoding import error_text
 
         image = tmp_path / "a.png"
         media.image(42, 28).save(image)
@@ -384,17 +384,17 @@ class TestAdvice:
                 continue
             with pytest.raises(ValueError) as caught:
                 decode(packing, Item(0, "a", str(path), kind, 8), DecodeOptions(".", limits=SampleLimits(**given)))
-            message = _message(caught.value)
+            message = error_text(caught.value)
             assert str(caught.value) in message and switch in message
             self.check_options_of(message)
 
     def test_small_pictures(self, packing, tmp_path):
-        from examples.extraction.decoding import _message
+        from examples.extraction.decoding import error_text
 
         media.image(5, 5).save(tmp_path / "a.png")
         with pytest.raises(ValueError) as caught:
             decode(packing, Item(0, "a", str(tmp_path / "a.png"), "image", 8), DecodeOptions("."))
-        message = _message(caught.value)
+        message = error_text(caught.value)
         assert "smaller than one patch of 14x14. Enlarge it" in message
         self.check_options_of(message)
 
