@@ -39,7 +39,8 @@ def test_options_named_in_the_guides_exist():
         "--canvas_format",
         "--order",
         "--output",
-    }
+        "--processor",
+    }  # of codec_assets.py
     elsewhere |= {"--diagnose"}  # of verify_features.py
     elsewhere |= {"--address", "--min_actors", "--max_actors", "--num_gpus"}  # of extract_with_ray.py
     elsewhere |= {"--query", "--top"}  # of search_features.py
