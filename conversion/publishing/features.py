@@ -21,10 +21,12 @@ from conversion.common.model_folder import ModelFile, ModelFolder, PublishError,
 
 FEATURES_FOLDER = "verification"
 METADATA_FILE = "metadata.json"
+# The index as a table, the only one with paths.
+TABLE_FILE = "index.parquet"
 # What a run consists of; nothing else in its folder is published.
 FEATURE_FILES = (
     *(METADATA_FILE, "features_hf.npz", "features_packing.npz", "report.json", "report.txt"),
-    *("index.jsonl", "index.parquet", "failures.jsonl", "pictures/report.html", "inputs/*"),
+    *("index.jsonl", TABLE_FILE, "failures.jsonl", "pictures/report.html", "inputs/*"),
     # Not what a killed run was writing, `.partial-*`.
     *(f"shards/[!.]*.{suffix}" for suffix in ("safetensors", "npz", "parquet", "jsonl")),
 )
@@ -89,6 +91,8 @@ def read_features(folder: Path, with_inputs: bool = False) -> Iterator[Features]
             name = path.relative_to(folder).as_posix()
             if path.suffix == ".jsonl":
                 path = _rewritten(path, Path(scratch, name))
+            elif name == TABLE_FILE:
+                path = _rewritten_table(path, Path(scratch, name))
             files[name] = ModelFile.at(path, name)
         if with_inputs:
             files |= {file.name: file for file in _inputs(folder, metadata)}
@@ -169,6 +173,24 @@ def _rewritten(lines: Path, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     with open(lines, encoding="utf-8") as source, open(target, "w", encoding="utf-8") as stream:
         stream.writelines(json.dumps(_without_paths(json.loads(line))) + "\n" for line in source)
+    return target
+
+
+def _rewritten_table(table: Path, target: Path) -> Path:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise PublishInputError(f"{table} holds paths, and taking them out needs pyarrow (pip install it).") from error
+    try:
+        content = pyarrow.parquet.read_table(table)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise PublishInputError(f"{table} is no readable table ({error}). Extract again.") from error
+    for place, name in enumerate(content.column_names):
+        if name in _PATH_FIELDS:
+            values = [_without_paths({name: value})[name] for value in content.column(name).to_pylist()]
+            content = content.set_column(place, content.schema.field(name), pyarrow.array(values, pyarrow.string()))
+    pyarrow.parquet.write_table(content, target)
     return target
 
 

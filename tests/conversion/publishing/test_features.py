@@ -49,6 +49,22 @@ def test_no_path_of_this_machine_is_published(run, tmp_path):
     assert not any(str(tmp_path).encode() in data for data in files.values())
 
 
+def test_no_path_is_published_in_the_index_as_a_table(run, tmp_path):
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "a.jpg").touch()
+    columns = {"id": ["a", "b"], "path": [str(tmp_path / "a.jpg"), "squad, row 3"], "row": [0, None]}
+    parquet.write_table(pyarrow.table(columns), run / "index.parquet")
+    _, files, _ = published(run)
+    assert str(tmp_path).encode() in (run / "index.parquet").read_bytes()
+    assert not any(str(tmp_path).encode() in data for data in files.values())
+    table = parquet.read_table(pyarrow.BufferReader(files["index.parquet"]))
+    assert table.to_pydict() == {**columns, "path": ["a.jpg", "squad, row 3"]}
+    (run / "index.parquet").write_bytes(b"PAR1 no table")
+    with pytest.raises(PublishInputError, match=r"index\.parquet is no readable table"):
+        published(run)
+
+
 def test_inputs_are_published_on_request_and_only_as_they_were(run, tmp_path):
     _, files, _ = published(run, with_inputs=True)
     assert files["inputs/video1.bin"] == b"video1" and len([name for name in files if name.startswith("inputs/")]) == 4
