@@ -8,9 +8,9 @@ from .configuration_llava_vit import LlavaViTConfig
 from .segments_llava_vit import Segments
 
 
-# Of more tokens than these, heads attend in so many groups for inference on a CPU: a group's queries, keys and values
+# In a sample of more tokens heads attend in so many groups for inference on a CPU: a group's queries, keys and values
 # are what a layer holds beside its input and its output.
-GROUPED_ROWS, HEAD_GROUPS = 4096, 4
+GROUPED_TOKENS, HEAD_GROUPS = 4096, 4
 
 
 def rotary_embedding(
@@ -119,9 +119,9 @@ class LlavaViTAttention(nn.Module):
         return [module.weight for module in self.projections()], [module.bias for module in self.projections()]
 
     def head_groups(self, tokens: int) -> list[slice | None]:
-        """Heads that are projected and attend at a time: all, unless tokens are so many that what a layer holds beside
-        its input counts. Adapters and quantised projections have no rows to take."""
-        if tokens <= GROUPED_ROWS or any(type(module) is not nn.Linear for module in self.projections()):
+        """Heads that are projected and attend at a time: all, unless the longest sample has so many tokens that its
+        attention takes most of the time anyway. Adapters and quantised projections have no rows to take."""
+        if tokens <= GROUPED_TOKENS or any(type(module) is not nn.Linear for module in self.projections()):
             return [None]
         heads = self.config.num_attention_heads
         size = -(-heads // HEAD_GROUPS)
@@ -170,8 +170,8 @@ class LlavaViTAttention(nn.Module):
     ) -> tuple[torch.Tensor, list[torch.Tensor] | None]:
         """As `attend(*rotated(norm(rows), rotary))`, for rows `(tokens, C)`, of which `most` are projected at a time:
         beside them there is memory for queries, keys, values and what comes out, and for nothing between. Of many
-        rows it is some heads at a time."""
-        groups = self.head_groups(len(rows))
+        tokens in a sample it is some heads at a time."""
+        groups = self.head_groups(segments.max_seqlen)
         if groups == [None]:
             return self.attend(*self.rotated_in_parts(rows, norm, rotary, most), segments)
         output = rows.new_empty(len(rows), self.config.num_attention_heads, self.head_dim)

@@ -10,7 +10,7 @@ from tests.llava_vit_hf.both_models import LAYOUTS
 from tests.models import as_packing, dense_model, random_pixels
 
 
-ROWS = 64
+ROWS, LONG = 64, 16
 GRIDS = [(1, 8, 5), (1, 4, 5), (2, 10, 8), (1, 8, 5), *[(1, 4, 4)] * 7, (1, 8, 8), (1, 4, 5), (3, 5, 5)]
 
 
@@ -105,7 +105,7 @@ def test_some_heads_at_a_time_give_the_same_bits(small_parts, monkeypatch, layou
     inputs = {"pixel_values": random_pixels(9, 3, 20, 20)} if layout == "dense" else pack()
     inputs["pixel_values"] = inputs["pixel_values"].to(dtype)
     whole = outputs(model, **inputs)
-    monkeypatch.setattr(attention_llava_vit, "GROUPED_ROWS", ROWS)
+    monkeypatch.setattr(attention_llava_vit, "GROUPED_TOKENS", LONG)
     monkeypatch.setattr(attention_llava_vit, "HEAD_GROUPS", groups)
     heads, project = [], attention_llava_vit.LlavaViTAttention.project_heads
     monkeypatch.setattr(
@@ -124,7 +124,7 @@ def test_weights_of_heads_in_groups_are_put_together(small_parts, monkeypatch):
     model, inputs = as_packing(dense_model(hidden_size=128, num_attention_heads=4)), pack()
     model.set_attn_implementation("eager")
     whole = model(**inputs, output_attentions=True).attentions
-    monkeypatch.setattr(attention_llava_vit, "GROUPED_ROWS", ROWS)
+    monkeypatch.setattr(attention_llava_vit, "GROUPED_TOKENS", LONG)
     in_groups = model(**inputs, output_attentions=True).attentions
     for ours, theirs in zip(in_groups, whole, strict=True):
         for one, other in zip(ours, theirs, strict=True):
@@ -141,6 +141,14 @@ def test_an_adapter_in_place_of_the_projection_is_asked_as_a_whole(small_parts, 
     for layer in model.encoder.layers:
         layer.self_attn.qkv.__class__ = Adapted
     whole = outputs(model, **inputs)
-    monkeypatch.setattr(attention_llava_vit, "GROUPED_ROWS", ROWS)
+    monkeypatch.setattr(attention_llava_vit, "GROUPED_TOKENS", LONG)
     for actual, expected in zip(outputs(model, **inputs), whole, strict=True):
         assert torch.equal(actual, expected)
+
+
+@torch.no_grad()
+def test_short_samples_are_not_grouped(small_parts, monkeypatch):
+    """However many they are: each call of attention costs."""
+    monkeypatch.setattr(attention_llava_vit, "GROUPED_TOKENS", max(t * h * w for t, h, w in GRIDS))
+    monkeypatch.setattr(attention_llava_vit.LlavaViTAttention, "project_heads", None)
+    as_packing(dense_model())(**pack())
