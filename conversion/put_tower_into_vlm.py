@@ -39,7 +39,7 @@ def put_back(options: argparse.Namespace) -> PutBack:
         OSError: if writing fails; nothing is left behind.
     """
     packing = read_source(options.packing, layout="packing")
-    with_merger = packing.config.merger_output_size is not None
+    with_merger = packing.config.has_merger
     if not Path(options.vlm).is_dir():
         raise CheckpointError(f"{options.vlm} is no folder. Download the VLM as a whole first (hf download).")
     vlm = read_source(options.vlm, prefix=options.prefix, with_merger=with_merger)
@@ -58,7 +58,7 @@ def verify_written(packing: Source, folder: Path, options: argparse.Namespace) -
     Raises:
         VerificationError: if the verdict is not PASS, or weights differ by more than the cast to the VLM's dtype.
     """
-    with_merger = packing.config.merger_output_size is not None
+    with_merger = packing.config.has_merger
     written = read_source(str(folder), prefix=options.prefix, with_merger=with_merger)
     with tempfile.TemporaryDirectory() as scratch:
         again = Path(scratch) / "tower"

@@ -94,8 +94,7 @@ class LlavaViTAttention(nn.Module):
         if heads is not None:
             return self.project_heads(hidden_states, heads)
         # As many heads as there are: of a model whose projections are split over processes each has some.
-        projections = (self.q_proj, self.k_proj, self.v_proj)
-        rows = (project(hidden_states).flatten(0, -2) for project in projections)
+        rows = (project(hidden_states).flatten(0, -2) for project in self.projections())
         return tuple(row.unflatten(-1, (-1, self.head_dim)) for row in rows)
 
     def project_heads(self, hidden_states: torch.Tensor, heads: slice) -> tuple[torch.Tensor, ...]:

@@ -92,9 +92,14 @@ def fitting_variants(sizes: Mapping, fields: Collection[str] = SIZES) -> list[st
     return [name for name, row in rows.items() if all(sizes.get(field) == row[field] for field in fields)]
 
 
+def is_tower(config: Mapping) -> bool:
+    """Whether a `config.json` is that of a VLM's tower."""
+    return config.get("attention_window") is not None or config.get("merge_size", 1) != 1
+
+
 def fitting_variant(config: Mapping) -> str | None:
     """The variant that a dense or packing `config.json` describes; None if there is none, as of a VLM's tower."""
-    if config.get("attention_window") is not None or config.get("merge_size", 1) != 1:
+    if is_tower(config):
         return None
     return next(iter(fitting_variants(config)), None)
 

@@ -108,8 +108,7 @@ def write_model_folder(source: Source, request: ConversionRequest, folder: Path)
     """Writes weights, `config.json` with `auto_map`, code and processor configuration into `folder`."""
     checkpoint = source.checkpoint
     config = model_config(source.config, request.layout, checkpoint.config)
-    with_merger = source.config.merger_output_size is not None
-    table = table_between(checkpoint.layout, request.layout, with_merger)
+    table = table_between(checkpoint.layout, request.layout, source.config.has_merger)
     summary = convert_weights(checkpoint, table, config, folder, request.dtype, request.max_shard_size)
     summary.dropped.update(dropped_config_fields(checkpoint.config, request.layout))
     config.dtype = summary.dtype

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from conversion.checkpoints.checkpoint import Checkpoint, CheckpointError
 from conversion.checkpoints.rename_tables import DROPPED_MERGER, table_between
-from conversion.checkpoints.renaming import RenamedTensor, rename
+from conversion.checkpoints.renaming import RenamedTensor, check_coverage, rename
 from conversion.checkpoints.source_config import Source
 
 
@@ -157,19 +157,11 @@ def _tensors_for(packing: Source, tower: Checkpoint) -> list[RenamedTensor]:
     if any(file.suffix != ".safetensors" for file in tower.files):
         names = ", ".join(file.name for file in tower.files)
         raise CheckpointError(f"{tower.location} has its weights in {names}. Save it as safetensors first.")
-    with_merger = packing.config.merger_output_size is not None
+    with_merger = packing.config.has_merger
     tensors = rename(packing.checkpoint, table_between(packing.checkpoint.layout, tower.layout, with_merger))
-    shapes = {tensor.name: tensor.shape for tensor in tensors}
-    may_stay = set() if with_merger else {name for name, _ in DROPPED_MERGER}
-    problems = [f"nothing replaces {name}" for name in sorted(tower.specs.keys() - shapes.keys() - may_stay)]
-    problems += [f"the VLM has no {name}" for name in sorted(shapes.keys() - tower.specs.keys())]
-    problems += [
-        f"{name} is {shapes[name]}, the VLM's {tower.specs[name].shape}"
-        for name in sorted(shapes.keys() & tower.specs.keys())
-        if shapes[name] != tower.specs[name].shape
-    ]
-    if problems:
-        raise CheckpointError(f"{packing.checkpoint.location} does not fit {tower.location}: {'; '.join(problems)}.")
+    may_stay = () if with_merger else dict(DROPPED_MERGER)
+    expected = {name: spec.shape for name, spec in tower.specs.items() if name not in may_stay}
+    check_coverage(tensors, expected, f"{packing.checkpoint.location}, to be put into {tower.location},")
     return tensors
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
-from conversion.checkpoints.hub_configs import fitting_variant, read_card_data
+from conversion.checkpoints.hub_configs import fitting_variant, is_tower, read_card_data
 from conversion.common.model_folder import ModelFolder, PublishError
 from conversion.common.report_schema import PASS, REPORT_FILE
 from conversion.publishing.card_features import VERIFICATION, CardRecord, features_section
@@ -189,7 +189,7 @@ def _template_fields(folder: ModelFolder, record: CardRecord, features: dict | N
         "patch_size": config["patch_size"],
         "hidden_size": config["hidden_size"],
         "use_head": config.get("use_head", True),
-        "is_tower": config.get("attention_window") is not None or config.get("merge_size", 1) != 1,
+        "is_tower": is_tower(config),
         "verification": verification_section(folder, record),
         "features": features_section(features, record, folder.layout),
         "kit": known.get("conformance_kit"),

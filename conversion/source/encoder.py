@@ -78,6 +78,10 @@ class SourceConfig:
     def head_dim(self) -> int:
         return self.hidden_size // self.num_attention_heads
 
+    @property
+    def has_merger(self) -> bool:
+        return self.merger_output_size is not None
+
 
 class RootMeanSquareNorm(nn.Module):
     """`x / sqrt(mean(x^2) + eps) * weight` over the last axis."""

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -59,11 +60,8 @@ def rotated_halves(model: nn.Module) -> Iterator[None]:
         rotated = original(torch.stack(states.chunk(2, dim=-1), dim=-1).flatten(-2), *rotary)
         return torch.cat(rotated.unflatten(-1, (-1, 2)).unbind(-1), dim=-1)
 
-    module.apply_rotary = rotate_halves
-    try:
+    with patch.object(module, "apply_rotary", rotate_halves):
         yield
-    finally:
-        module.apply_rotary = original
 
 
 @contextmanager
@@ -126,11 +124,8 @@ def joined_windows(model: nn.Module) -> Iterator[None]:
         before, first = spans[-last - 1], spans[-last]
         return [*spans[: -last - 1], before + first, *spans[len(spans) - last + 1 :]]
 
-    module.window_lengths = across_samples
-    try:
+    with patch.object(module, "window_lengths", across_samples):
         yield
-    finally:
-        module.window_lengths = original
 
 
 @contextmanager
@@ -244,7 +239,7 @@ def faults_of(config: SourceConfig) -> tuple[Fault, ...]:
         "window_off_by_one": config.attention_window is not None,
         "window_across_samples": config.attention_window is not None,
         "block_order_ignored": config.merge_size > 1,
-        "merge_transposed": config.merge_size > 1 and config.merger_output_size is not None,
+        "merge_transposed": config.merge_size > 1 and config.has_merger,
         "post_norm_added": not config.use_post_norm,
         "frames_from_zero": config.temporal_rule == "index",
     }

@@ -130,8 +130,7 @@ def open_job(request: dict) -> Job:
     folder, only = Path(request["folder"]), request["only_controls"]
     config = SourceConfig(**request["source_config"])
     checkpoint = read_checkpoint(request["weights"], prefix=request["prefix"])
-    with_merger = config.merger_output_size is not None
-    weights = oracle_weights(checkpoint, getattr(torch, request["stored_dtype"]), with_merger)
+    weights = oracle_weights(checkpoint, getattr(torch, request["stored_dtype"]), config.has_merger)
     cases = {case.name: case for case in cases_of(config)}
     faults = tuple(fault for fault in faults_of(config) if only is None or fault.name in only)
     # Beside each case in float32: epsilons and two in float64; of the whole, the processor's two, the reload, the
