@@ -83,16 +83,8 @@ class LlavaViTAttention(nn.Module):
         self.v_proj = nn.Linear(channels, channels)
         self.out_proj = nn.Linear(channels, channels)
 
-    def project(
-        self, hidden_states: torch.Tensor, heads: slice | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """`(..., C)` to queries, keys and values, each `(tokens, heads, head_dim)`.
-
-        Args:
-            heads: some of the heads; None for all.
-        """
-        if heads is not None:
-            return self.project_heads(hidden_states, heads)
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`(..., C)` to queries, keys and values, each `(tokens, heads, head_dim)`."""
         # As many heads as there are: of a model whose projections are split over processes each has some.
         rows = (project(hidden_states).flatten(0, -2) for project in self.projections())
         return tuple(row.unflatten(-1, (-1, self.head_dim)) for row in rows)
@@ -149,7 +141,8 @@ class LlavaViTAttention(nn.Module):
             places: where to write queries and keys; without gradients only.
             heads: some of the heads; None for all.
         """
-        query, key, value = self.project(hidden_states, heads)
+        projected = self.project(hidden_states) if heads is None else self.project_heads(hidden_states, heads)
+        query, key, value = projected
         query, key = apply_rotary(query, rotary, places[0]), apply_rotary(key, rotary, places[1])
         if value.dtype == torch.float16:
             # The one check for finite numbers: fused kernels may turn scores of -inf, of what is beyond float16, into
@@ -210,11 +203,7 @@ class LlavaViTPackingAttention(LlavaViTAttention):
     def projection_parameters(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         return list(self.qkv.weight.chunk(3)), list(self.qkv.bias.chunk(3))
 
-    def project(
-        self, hidden_states: torch.Tensor, heads: slice | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if heads is not None:
-            return self.project_heads(hidden_states, heads)
+    def project(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         return self.qkv(hidden_states).view(-1, 3, self.config.num_attention_heads, self.head_dim).unbind(1)
 
     def project_output(self, states: torch.Tensor) -> torch.Tensor:

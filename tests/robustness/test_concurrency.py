@@ -96,8 +96,8 @@ def test_state_on_a_layer_would_be_seen(monkeypatch):
     """A layer that keeps something on itself between two lines gets another thread's."""
     project = LlavaViTAttention.project
 
-    def remember(self, hidden_states, heads=None):
-        self.projected = project(self, hidden_states, heads)
+    def remember(self, hidden_states):
+        self.projected = project(self, hidden_states)
         time.sleep(0.002)
         return self.projected
 
