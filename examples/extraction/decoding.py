@@ -11,6 +11,7 @@ import hashlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
+import pickle
 import queue
 import re
 import signal
@@ -56,6 +57,7 @@ class DecodeOptions:
         limits: of a sample.
         video_backend: see the processor; `None`: decord, then PyAV.
         selection: `scores` and `top_k` of videos, as the processor takes them.
+        hashes: whether to report the hash of the file and that of the pixels.
     """
 
     model_path: str
@@ -63,6 +65,7 @@ class DecodeOptions:
     limits: SampleLimits = SampleLimits()
     video_backend: str | None = None
     selection: dict[str, str | int] = field(default_factory=dict)
+    hashes: bool = True
 
 
 @dataclass(frozen=True)
@@ -117,21 +120,32 @@ def process(processor, kind: str, source, num_frames: int, options: DecodeOption
 
 
 def decode(processor, item: Item, options: DecodeOptions) -> Decoded:
-    """Reads one file, or what is stored of one, and reports its hash and that of its pixels.
+    """Reads one file, or what is stored of one, and reports its hash and that of its pixels if they are asked for.
 
     Raises:
         OSError, ValueError, TypeError, RuntimeError: as the processor does.
     """
     if item.values is None:
         decoded = process(processor, kind_of(item), item.path, item.num_frames, options)
-        content = sha256_of_input(Path(item.path))
     else:
         kind, value = only_value(item.values)
         with readable(kind, value) as source:
             decoded = process(processor, kind, source, item.num_frames, options)
-        content = sha256_of_value(value)
+    if not options.hashes:
+        return decoded
+    content = sha256_of_input(Path(item.path)) if item.values is None else sha256_of_value(value)
     hashes = {"sha256": content, "pixels_sha256": pixels_digest(decoded.pixel_values)}
     return replace(decoded, report={**decoded.report, **hashes})
+
+
+def attempt(processor, item: Item, options: DecodeOptions) -> Decoded | Failure:
+    """As `decode`, with what reading a damaged file raises as an answer, and the time that it took."""
+    start = time.monotonic()
+    try:
+        answer = decode(processor, item, options)
+    except DECODE_ERRORS as error:
+        answer = Failure(error_text(error))
+    return replace(answer, seconds=time.monotonic() - start)
 
 
 def _serve(connection: Connection, options: DecodeOptions, timeout: float) -> None:
@@ -155,12 +169,7 @@ def _serve(connection: Connection, options: DecodeOptions, timeout: float) -> No
                 return
             # A thread outside Python's lock: it ends this process even if the parent is no longer there to do so.
             faulthandler.dump_traceback_later(timeout + ORPHAN_SECONDS, exit=True, file=nowhere)
-            start = time.monotonic()
-            try:
-                answer = decode(processor, item, options)
-            except DECODE_ERRORS as error:
-                answer = Failure(error_text(error))
-            answer = replace(answer, seconds=time.monotonic() - start)
+            answer = attempt(processor, item, options)
             faulthandler.cancel_dump_traceback_later()
             try:
                 connection.send(answer)
@@ -233,6 +242,10 @@ class DecoderPool:
         return self
 
     def __exit__(self, kind, error, traceback) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the processes, whatever they are doing."""
         self._stopping.set()
         if self._thread is not None:
             self._thread.join()
@@ -276,7 +289,7 @@ class DecoderPool:
                     exhausted = item is None
                     if not exhausted:
                         order.append(item)
-                        worker.give(item, self._timeout)
+                        self._give(worker, item, answers)
             if not order and exhausted:
                 return
             for index in range(len(self._workers)):
@@ -288,6 +301,13 @@ class DecoderPool:
                 self._made += _tokens(answer)
                 self._put((item if item.values is None else replace(item, values={}), answer))
             wait([worker.connection for worker in self._workers if worker.item or not worker.ready], timeout=0.2)
+
+    def _give(self, worker: _Worker, item: Item, answers: dict[int, Decoded | Failure]) -> None:
+        try:
+            worker.give(item, self._timeout)
+        except (*DECODE_ERRORS, pickle.PicklingError, AttributeError) as error:
+            # What is in a column may not go to another process: a picture that is not read yet, and damaged.
+            worker.item, answers[item.index] = None, Failure(error_text(error))
 
     def _attend(self, index: int, answers: dict[int, Decoded | Failure]) -> None:
         """Takes a worker's message, or gives up on the worker."""
@@ -315,7 +335,10 @@ class DecoderPool:
         worker = self._workers[index]
         worker.kill()
         if not worker.ready:
-            raise RuntimeError(f"a process that reads files did not start: exit code {worker.process.exitcode}.")
+            raise RuntimeError(
+                f"a process that reads files did not start: exit code {worker.process.exitcode}. It imports the "
+                'script that runs, so what that does by itself belongs below `if __name__ == "__main__":`.'
+            )
         if worker.item is not None:
             answers[worker.item.index] = Failure(reason)
         self._workers[index] = self._new_worker()

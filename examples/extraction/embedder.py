@@ -6,15 +6,17 @@ Data's `map_batches(LlavaViTEmbedder, fn_constructor_kwargs=...)`; of neither is
 code of `extract_features.py`: a batch here gives what a shard of the same files gives there, byte for byte.
 """
 
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 
 import numpy as np
 import torch
 
-from examples.extraction.column_values import only_value, readable
-from examples.extraction.decoding import DECODE_ERRORS, Decoded, DecodeOptions, error_text, process
+from examples.extraction.column_values import only_value
+from examples.extraction.decoding import Decoded, DecodeOptions, DecoderPool, Failure, attempt, error_text
 from examples.extraction.encoding import (
+    PACKS_PER_WINDOW,
     Encoder,
     check_layer_names,
     default_pack_tokens,
@@ -22,7 +24,7 @@ from examples.extraction.encoding import (
     unusable,
 )
 from examples.extraction.feature_sets import DTYPES
-from examples.extraction.inputs import KINDS
+from examples.extraction.inputs import KINDS, Item
 from examples.extraction.limits import SampleLimits, check_positive
 from examples.extraction.provenance import describe_model, locate_model
 from examples.extraction.requests import check_choice
@@ -55,6 +57,9 @@ class LlavaViTEmbedder:
         num_frames: sampled from each video.
         video_backend: see the processor.
         sample_limits: of images and videos.
+        workers: processes that read rows while the model computes others; one that takes longer than `decode_timeout`
+            seconds for a row is killed, which loses that row only. With 0 rows are read by the process that calls, as
+            they must be where it may start no others, which is so with `Dataset.map(num_proc=...)`.
         image_column, video_column: names of the columns that are read.
         keep_columns: that come back beside the features; None is all that are not read.
 
@@ -78,6 +83,8 @@ class LlavaViTEmbedder:
         num_frames: int = 8,
         video_backend: str | None = None,
         sample_limits: SampleLimits | None = None,
+        workers: int = 0,
+        decode_timeout: float = 60.0,
         image_column: str = "image",
         video_column: str = "video",
         keep_columns: Sequence[str] | None = None,
@@ -90,16 +97,20 @@ class LlavaViTEmbedder:
         check_choice("save_dtype", save_dtype, SAVE_DTYPES)
         check_positive("pack_tokens", pack_tokens)
         check_positive("num_frames", num_frames)
+        if workers < 0 or not decode_timeout > 0:
+            raise ValueError(
+                f"workers must not be negative and decode_timeout positive; found {workers} and {decode_timeout:g}."
+            )
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self._located = locate_model("packing_model_path", str(packing_model_path), revision)
         self._model, self._processor = load_packing_model(self._located, layers, dtype, attn_implementation, device)
         self._layers, self._form, self._dtype, self._save_dtype = layers, form, dtype, save_dtype
-        self._encoder = Encoder(
-            self._model, list(layers), pack_tokens or default_pack_tokens(device), getattr(torch, save_dtype)
-        )
+        self._pack_tokens = pack_tokens or default_pack_tokens(device)
+        self._encoder = Encoder(self._model, list(layers), self._pack_tokens, getattr(torch, save_dtype))
         limits = sample_limits or SampleLimits()
         limits.apply_to_pillow()
-        self._options = DecodeOptions(self._located.name, self._located.commit, limits, video_backend)
+        self._options = DecodeOptions(self._located.name, self._located.commit, limits, video_backend, hashes=False)
+        self._workers, self._timeout, self._pool = workers, decode_timeout, None
         self._num_frames, self._keep = num_frames, keep_columns
         self._columns = dict(zip(KINDS, (image_column, video_column), strict=True))
 
@@ -165,20 +176,41 @@ class LlavaViTEmbedder:
 
     def _samples(self, columns: dict[str, Sequence], rows: int, found: dict) -> Iterator[tuple[int, Decoded]]:
         """The rows that give a sample, read as they are needed; of the others the error is noted."""
+        for item, answer in self._read(self._items(columns, rows, found)):
+            if isinstance(answer, Failure):
+                found["error"][item.index] = answer.error
+            else:
+                yield item.index, answer
+
+    def _items(self, columns: dict[str, Sequence], rows: int, found: dict) -> Iterator[Item]:
+        """The rows that have one value, whose kind is noted; of the others the error is."""
         for row in range(rows):
-            given = {
+            values = {
                 kind: [(self._columns[kind], column[row])] if column[row] is not None else []
                 for kind, column in columns.items()
             }
             try:
-                kind, value = only_value(given)
-                found["kind"][row] = kind
-                with readable(kind, value) as source:
-                    sample = process(self._processor, kind, source, self._num_frames, self._options)
-            except DECODE_ERRORS as error:
+                found["kind"][row], _ = only_value(values)
+            except ValueError as error:
                 found["error"][row] = error_text(error)
                 continue
-            yield row, sample
+            yield Item(row, str(row), f"row {row}", None, self._num_frames, values=values)
+
+    def _read(self, items: Iterator[Item]) -> Iterator[tuple[Item, Decoded | Failure]]:
+        if self._workers == 0:
+            yield from ((item, attempt(self._processor, item, self._options)) for item in items)
+            return
+        if self._pool is None:
+            ahead = PACKS_PER_WINDOW * self._pack_tokens
+            self._pool = DecoderPool(self._options, self._workers, self._timeout, ahead)
+            weakref.finalize(self, self._pool.close)
+        try:
+            yield from self._pool.results(items)
+        except BaseException:
+            # Of a batch that was given up the pool still holds rows.
+            self._pool.close()
+            self._pool = None
+            raise
 
     def _empty(self, layer: int | str, rows: int) -> np.ndarray | list[np.ndarray]:
         """A column without features, of the same type as one with them."""

@@ -17,6 +17,23 @@ from tests.examples import commands
 from tests.models import TINY, as_packing, dense_model
 
 
+HANGING_DECODER = """
+import ctypes, os, signal
+
+class DECORDError(Exception): pass
+class DECORDLimitReachedError(Exception): pass
+
+class VideoReader:
+    def __init__(self, path):
+        if "hang" in os.path.basename(path):
+            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+            ctypes.PyDLL(None).sleep(1000)  # holds Python's lock, as a native decoder may
+        if "crash" in os.path.basename(path):
+            ctypes.string_at(0)
+        raise DECORDError("not read here")
+"""
+
+
 @pytest.fixture(scope="session")
 def once(tmp_path_factory):
     """`once(name, write)`: a folder that `write(folder)` fills in the first worker that asks for it.
@@ -118,3 +135,14 @@ def many_features(many_arguments, once):
         assert commands.extract(*many_arguments, "--output_dir", folder, "--device", "cpu") == 0
 
     return once("many_features", write)
+
+
+@pytest.fixture
+def hanging_videos(four_files, tmp_path) -> tuple[Path, dict[str, str]]:
+    """Videos of which one crashes a decoder and one hangs it, and the environment in which there is that decoder."""
+    (tmp_path / "stub").mkdir()
+    (tmp_path / "stub" / "decord.py").write_text(HANGING_DECODER)
+    (tmp_path / "videos").mkdir()
+    for name in ("a", "crash", "hang", "z"):
+        (tmp_path / "videos" / f"{name}.mp4").write_bytes((four_files / "1.mp4").read_bytes())
+    return tmp_path / "videos", commands.environment(PYTHONPATH=str(tmp_path / "stub"))

@@ -298,35 +298,14 @@ def test_layers_and_shards():
     assert cut_into_shards(list(range(5)), 2) == [[0, 1], [2, 3], [4]]
 
 
-HANGING_DECODER = """
-import ctypes, os, signal
-
-class DECORDError(Exception): pass
-class DECORDLimitReachedError(Exception): pass
-
-class VideoReader:
-    def __init__(self, path):
-        if "hang" in os.path.basename(path):
-            signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-            ctypes.PyDLL(None).sleep(1000)  # holds Python's lock, as a native decoder may
-        if "crash" in os.path.basename(path):
-            ctypes.string_at(0)
-        raise DECORDError("not read here")
-"""
-
-
 @pytest.mark.long
 @pytest.mark.once
-def test_a_decoder_that_hangs_or_crashes_costs_one_video(models, four_files, tmp_path):
-    (tmp_path / "stub").mkdir()
-    (tmp_path / "stub" / "decord.py").write_text(HANGING_DECODER)
-    (tmp_path / "videos").mkdir()
-    for name in ("a", "crash", "hang", "z"):
-        (tmp_path / "videos" / f"{name}.mp4").write_bytes((four_files / "1.mp4").read_bytes())
-    arguments = ["--packing_model_path", models / "tiny_packing", "--inputs", tmp_path / "videos", "--workers", 1]
+def test_a_decoder_that_hangs_or_crashes_costs_one_video(models, hanging_videos, tmp_path):
+    videos, variables = hanging_videos
+    arguments = ["--packing_model_path", models / "tiny_packing", "--inputs", videos, "--workers", 1]
     arguments += ["--decode_timeout", 2, "--output_dir", tmp_path / "f"]
     start = time.monotonic()
-    run_well("extract_features.py", *arguments, env=environment(PYTHONPATH=str(tmp_path / "stub")), timeout=120)
+    run_well("extract_features.py", *arguments, env=variables, timeout=120)
     assert time.monotonic() - start < 90
     assert [record["id"] for record in read_lines(tmp_path / "f" / "index.jsonl")] == ["a.mp4", "z.mp4"]
     crash, hang = read_lines(tmp_path / "f" / "failures.jsonl")

@@ -2,6 +2,8 @@
 """The embedder gives the features of the bulk extraction, byte for byte, through datasets, streams and Ray."""
 
 import io
+import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -14,6 +16,7 @@ import pytest
 import torch
 
 from examples.extraction.embedder import LlavaViTEmbedder
+from examples.extraction.encoding import Encoder
 from examples.extraction.feature_sets import FeatureSet, open_features
 from tests import media
 from tests.examples.commands import ROOT, environment, on_one_thread, read_lines
@@ -23,6 +26,12 @@ LAYERS = (-2, -1, "pooler")
 # As `many_arguments` has them.
 SHARD, PACK = 8, 600
 BROKEN = b"no image, and no video"
+READ_BY_WORKERS = """
+import json, sys
+from examples.extraction.embedder import LlavaViTEmbedder
+embedder = LlavaViTEmbedder(sys.argv[1], device="cpu", workers=1, decode_timeout=2)
+print(json.dumps(embedder({"video": sys.argv[2:]})["error"]))
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -39,6 +48,12 @@ def settings(models) -> dict:
 @pytest.fixture(scope="module")
 def embedder(settings) -> LlavaViTEmbedder:
     return LlavaViTEmbedder(**settings)
+
+
+@pytest.fixture(scope="module", params=[0, 2], ids=["here", "workers"])
+def either(request, settings) -> LlavaViTEmbedder:
+    """One that reads by itself, and one that has processes for it."""
+    return LlavaViTEmbedder(**settings, workers=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +98,8 @@ def rows_of(batch: dict) -> list[dict]:
     return [{name: values[row] for name, values in batch.items()} for row in range(len(batch["error"]))]
 
 
-def test_batches_are_shards(embedder, columns, expected):
-    outputs = [embedder(batch) for batch in batches(columns)]
+def test_batches_are_shards(either, columns, expected):
+    outputs = [either(batch) for batch in batches(columns)]
     assert [name for output in outputs for name in output["id"]] == columns["id"]
     assert "image" not in outputs[0] and outputs[0]["pooler"].shape == (SHARD, 64)
     check_rows([row for output in outputs for row in rows_of(output)], expected)
@@ -98,15 +113,15 @@ def test_the_comparison_of_bytes_can_fail(settings, columns, expected):
         check_rows([{**row, "layer_-2": row["layer_-3"]} for row in rows], expected)
 
 
-def test_a_column_may_hold_its_values_in_any_form(embedder, many_files, four_files):
+def test_a_column_may_hold_its_values_in_any_form(either, many_files, four_files):
     path = many_files / "images" / "07.png"
     content, picture = path.read_bytes(), PIL.Image.open(path)
     array = np.asarray(picture)
     forms = [str(path), path, content, bytearray(content), picture, array, torch.from_numpy(array.copy())]
     forms += [array.tolist(), {"bytes": content, "path": "07.png"}, {"bytes": None, "path": str(path)}]
-    found = embedder({"image": forms})
+    found = either({"image": forms})
     assert found["error"] == [""] * len(forms)
-    alone = embedder({"image": [path]})
+    alone = either({"image": [path]})
     for row in range(len(forms)):
         assert np.array_equal(found["grid"][row], alone["grid"][0])
         np.testing.assert_allclose(found["layer_-2"][row], alone["layer_-2"][0], atol=1e-4)
@@ -115,7 +130,7 @@ def test_a_column_may_hold_its_values_in_any_form(embedder, many_files, four_fil
     frames = media.frames(12, 34, 50)
     forms += [list(frames), frames, [PIL.Image.fromarray(frame) for frame in frames], [png(frame) for frame in frames]]
     forms += [[{"bytes": png(frame), "path": None} for frame in frames], frames.tolist()]
-    found = embedder({"video": forms})
+    found = either({"video": forms})
     assert found["error"] == [""] * len(forms) and found["kind"] == ["video"] * len(forms)
     for group in (range(3), range(3, len(forms))):
         for row in group:
@@ -129,11 +144,11 @@ def png(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def test_bad_rows_say_why_and_cost_nothing_else(embedder, columns, tmp_path):
+def test_bad_rows_say_why_and_cost_nothing_else(either, columns, tmp_path):
     good = batches(columns)[0]
     bad = [BROKEN, {"bytes": None, "path": None}, None, str(tmp_path / "none.png"), "http://127.0.0.1:9/a.png", 7]
     images = [value for pair in zip(bad, good["image"], strict=False) for value in pair] + good["image"][len(bad) :]
-    found, alone = embedder({"image": images}), embedder(good)
+    found, alone = either({"image": images}), either(good)
     wrong = [row for row, error in enumerate(found["error"]) if error]
     assert wrong == list(range(0, 2 * len(bad), 2))
     messages = [found["error"][row] for row in wrong]
@@ -148,16 +163,53 @@ def test_bad_rows_say_why_and_cost_nothing_else(embedder, columns, tmp_path):
     for row in wrong:
         assert found["layer_-2"][row].shape == (0, 64) and np.isnan(found["pooler"][row]).all()
         assert found["grid"][row].tolist() == [0, 0, 0]
-    both = embedder({"image": [good["image"][0]["bytes"]], "video": [BROKEN]})
+    both = either({"image": [good["image"][0]["bytes"]], "video": [BROKEN]})
     assert "found 2 values" in both["error"][0]
-    (error,) = embedder({"video": [{"bytes": BROKEN, "path": "clip.mp4"}]})["error"]
+    (error,) = either({"video": [{"bytes": BROKEN, "path": "clip.mp4"}]})["error"]
     assert "clip.mp4" in error and "tmp" not in error
 
 
-def test_no_good_row_and_no_row(embedder):
-    found = embedder({"id": [1], "image": [BROKEN]})
+def test_no_good_row_and_no_row(either):
+    found = either({"id": [1], "image": [BROKEN]})
     assert found["id"] == [1] and found["error"][0] and found["pooler"].dtype == np.float32
-    assert embedder({"image": []})["pooler"].shape == (0, 64)
+    assert either({"image": []})["pooler"].shape == (0, 64)
+
+
+def test_a_picture_that_is_opened_and_damaged_is_a_bad_row(either, many_files):
+    """Pillow reads it when it is needed, which for another process is when it is sent."""
+    content = (many_files / "images" / "07.png").read_bytes()
+    found = either({"image": [PIL.Image.open(io.BytesIO(content[: len(content) // 2])), content]})
+    assert "truncated" in found["error"][0] and found["error"][1] == ""
+
+
+@pytest.mark.long
+@pytest.mark.once
+def test_a_row_that_hangs_or_crashes_is_lost_alone(settings, hanging_videos):
+    videos, variables = hanging_videos
+    variables["PYTHONPATH"] += os.pathsep + str(ROOT)
+    arguments = [settings["packing_model_path"], *(str(path) for path in sorted(videos.iterdir()))]
+    result = subprocess.run(
+        [sys.executable, "-c", READ_BY_WORKERS, *arguments], env=variables, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    whole, crash, hang, last = json.loads(result.stdout.splitlines()[-1])
+    assert whole == last == "" and "ended with exit code" in crash and "longer than 2 seconds" in hang
+
+
+def test_a_batch_that_fails_leaves_no_rows_for_the_next(settings, columns, monkeypatch):
+    embedder = LlavaViTEmbedder(**{**settings, "pack_tokens": 1}, workers=2)
+    first, second = batches(columns)[:2]
+
+    def out_of_memory(self, samples):
+        raise RuntimeError("does not fit in memory")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Encoder, "_forward", out_of_memory)
+        with pytest.raises(RuntimeError, match="does not fit"):
+            embedder(first)
+    found = embedder(second)
+    assert found["error"] == [""] * SHARD
+    assert [len(value) for value in found["layer_-2"]] == [grid.prod() for grid in found["grid"]]
 
 
 def test_frames_are_the_means_of_their_tokens(settings, embedder, four_files):
@@ -190,6 +242,8 @@ def test_dtypes_of_features(settings, four_files):
         ({"save_dtype": "bfloat16"}, "--save_dtype must be one of float32, float16"),
         ({"pack_tokens": 0}, "--pack_tokens must be at least 1"),
         ({"num_frames": 0}, "--num_frames must be at least 1"),
+        ({"workers": -1}, "found -1 and 60"),
+        ({"decode_timeout": 0}, "found 0 and 0"),
     ],
 )
 def test_wrong_settings_are_refused_by_name(settings, changed, message):
