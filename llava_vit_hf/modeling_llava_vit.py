@@ -27,7 +27,8 @@ logger = logging.get_logger(__name__)
 # on glibc maps and clears new memory for each; with fewer rows it weighs more that every matrix product lays out its
 # weights anew.
 CPU_ROWS = 2048
-# Of more rows so many are projected at a time, since what lies between is what memory is needed for.
+# Of more rows so many are projected at a time in float32, since what lies between is what memory is needed for. In
+# half precision twice as many need no more of it, and laying out weights anew weighs more where products are faster.
 PROJECTED_ROWS = 1024
 
 
@@ -83,7 +84,8 @@ class LlavaViTLayer(GradientCheckpointingLayer):
         """`(..., C)` to `(..., C)`, and with `eager` the attention weights of each run."""
         rows, most = hidden_states.flatten(0, -2), self.rows_at_a_time(hidden_states, self)
         if self.chunk_size == 0 and most is not None and len(rows) > most:
-            output, weights = self.forward_in_parts(rows, rotary, segments, min(PROJECTED_ROWS, most))
+            at_once = min(PROJECTED_ROWS * 4 // rows.element_size(), most)
+            output, weights = self.forward_in_parts(rows, rotary, segments, at_once)
             return output.view_as(hidden_states), weights
         attended, weights = self.self_attn(self.layer_norm1(hidden_states), rotary, segments)
         hidden_states = hidden_states + attended

@@ -25,15 +25,22 @@ from llava_vit_hf.grid_llava_vit import cumulative_lengths, grid_positions
 SIZES = {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072}
 # Read by torch.compile's back end: weights become constants, laid out once for the CPU's matrix products.
 FREEZING = {"TORCHINDUCTOR_FREEZING": "1"}
-# Even sides, which Qwen3-VL's merging of 2 x 2 patches needs.
+# Even sides, which Qwen3-VL's merging of 2 x 2 patches needs. Small images have 64 to 196 patches.
+SMALL_IMAGES = [(1, 8 + 2 * (index % 4), 8 + 2 * (index // 4 % 4)) for index in range(256)]
 WORKLOADS = {
     "pack": [(1, 32, 32), (1, 28, 28), (1, 24, 32), (1, 8, 62)],
-    "small": [(1, 8 + 2 * (index % 4), 8 + 2 * (index // 4 % 4)) for index in range(256)],
+    "few": SMALL_IMAGES[:40],
+    "small": SMALL_IMAGES,
     "hd": [(1, 76, 136)],
 }
 # The larger ones take minutes with as many layers.
-LAYERS = {"pack": 4, "small": 2, "hd": 2}
-DESCRIPTIONS = {"pack": "four samples", "small": "256 small images", "hd": "one 1080p image"}
+LAYERS = {"pack": 4, "few": 3, "small": 2, "hd": 2}
+DESCRIPTIONS = {
+    "pack": "four samples",
+    "few": "40 small images",
+    "small": "256 small images",
+    "hd": "one 1080p image",
+}
 
 PAIR = """
 import json, sys
