@@ -36,6 +36,8 @@ from examples.extraction.limits import SampleLimits, with_options
 
 
 STARTUP_SECONDS = 300.0
+# After this, what takes too long is looked for.
+LONGEST_SLEEP = 0.2
 # How long a worker that lost its parent may still hang.
 ORPHAN_SECONDS = 60.0
 # What reading a damaged file raises; anything else ends the worker, which loses the file just the same.
@@ -235,6 +237,8 @@ class DecoderPool:
         self._finished: queue.Queue = queue.Queue()
         # Tokens of all samples that were made ready, and of all that were taken; each is written by one thread only.
         self._made = self._taken = 0
+        # Set whenever a sample is taken, which makes room.
+        self._took = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -266,6 +270,7 @@ class DecoderPool:
             if isinstance(answer, BaseException):
                 raise answer
             self._taken += _tokens(answer[1])
+            self._took.set()
             yield answer
 
     def _dispatch(self, items: Iterable[Item]) -> None:
@@ -283,6 +288,10 @@ class DecoderPool:
         answers: dict[int, Decoded | Failure] = {}
         exhausted = False
         while not self._stopping.is_set():
+            self._took.clear()
+            for index in range(len(self._workers)):
+                self._attend(index, answers)
+            self._pass_on(order, answers)
             for worker in self._workers:
                 if worker.ready and worker.item is None and not exhausted and self._has_room(len(order)):
                     item = next(items, None)
@@ -290,17 +299,23 @@ class DecoderPool:
                     if not exhausted:
                         order.append(item)
                         self._give(worker, item, answers)
+            self._pass_on(order, answers)
             if not order and exhausted:
                 return
-            for index in range(len(self._workers)):
-                self._attend(index, answers)
-            while order and order[0].index in answers:
-                item = order.popleft()
-                # What is stored of it is not kept any longer.
-                answer = answers.pop(item.index)
-                self._made += _tokens(answer)
-                self._put((item if item.values is None else replace(item, values={}), answer))
-            wait([worker.connection for worker in self._workers if worker.item or not worker.ready], timeout=0.2)
+            # All that can read do so by now.
+            if busy := [worker.connection for worker in self._workers if worker.item or not worker.ready]:
+                wait(busy, timeout=LONGEST_SLEEP)
+            else:
+                self._took.wait(LONGEST_SLEEP)
+
+    def _pass_on(self, order: deque[Item], answers: dict[int, Decoded | Failure]) -> None:
+        """Makes what is ready, in order, the results."""
+        while order and order[0].index in answers:
+            item = order.popleft()
+            answer = answers.pop(item.index)
+            self._made += _tokens(answer)
+            # What is stored of it is not kept any longer.
+            self._put((item if item.values is None else replace(item, values={}), answer))
 
     def _give(self, worker: _Worker, item: Item, answers: dict[int, Decoded | Failure]) -> None:
         try:
