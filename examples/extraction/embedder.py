@@ -8,6 +8,7 @@ code of `extract_features.py`: a batch here gives what a shard of the same files
 
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
 
 import numpy as np
@@ -141,13 +142,15 @@ class LlavaViTEmbedder:
         rows = len(next(iter(columns.values())))
         found = {"kind": [""] * rows, "grid": np.zeros((rows, 3), np.int64), "error": [""] * rows}
         found |= {column_of(layer): self._empty(layer, rows) for layer in self._layers}
-        for row, decoded, features in self._encoder.encode(self._samples(columns, rows, found)):
-            if error := unusable(features, self._dtype):
-                found["error"][row] = error
-                continue
-            found["grid"][row] = decoded.grid_thw
-            for layer in self._layers:
-                found[column_of(layer)][row] = self._formed(features[str(layer)], layer)
+        # Closed at once, as an error's traceback may live on and with it what was being read.
+        with closing(self._samples(columns, rows, found)) as samples:
+            for row, decoded, features in self._encoder.encode(samples):
+                if error := unusable(features, self._dtype):
+                    found["error"][row] = error
+                    continue
+                found["grid"][row] = decoded.grid_thw
+                for layer in self._layers:
+                    found[column_of(layer)][row] = self._formed(features[str(layer)], layer)
         return {**kept, **found}
 
     @cached_property
