@@ -28,6 +28,7 @@ from conversion.common.arguments import ArgumentParser  # noqa: E402
 from conversion.common.files import write_atomically  # noqa: E402
 from conversion.common.report_schema import PASS, REPORT_FILE  # noqa: E402
 from conversion.verification.backends import (  # noqa: E402
+    ABSENT,
     DTYPES,
     Backend,
     all_backends,
@@ -144,7 +145,9 @@ def _verify(options: argparse.Namespace, backends: list[Backend]) -> int:
         report = verify_backends(request, backends, options.oracle_device)
         print(backends_table(report["backends"]))
         told = failures_of_rows(report["backends"]) + report["notes"]
-        summary = f"verification on {len(backends)} backend{'s' * (len(backends) > 1)}: {report['verdict']}"
+        absent = sum(row["result"] == ABSENT for row in report["backends"])
+        ran = len(backends) - absent
+        summary = f"verification on {ran} backend{'s' * (ran != 1)}, {absent} absent: {report['verdict']}"
         compared = compare_files
     else:
         report = verify_folder(request)

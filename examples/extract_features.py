@@ -110,10 +110,11 @@ def request_of(options: argparse.Namespace) -> PairedRequest | BulkRequest:
 
 def print_counts(counts: dict[str, int], folder: Path) -> None:
     """Says what came of a run over many inputs."""
-    print(
-        f"{folder}: features of {counts['samples']} samples, {counts['tokens']} tokens, in {counts['shards']} shards; "
-        f"{counts['failures']} failures"
+    samples, shards, failures = (
+        f"{counts[name]} {name.removesuffix('s') if counts[name] == 1 else name}"
+        for name in ("samples", "shards", "failures")
     )
+    print(f"{folder}: features of {samples}, {counts['tokens']} tokens, in {shards}; {failures}")
     if counts["failures"]:
         print(f"see {folder / FAILURES_FILE}", file=sys.stderr)
 

@@ -2,9 +2,10 @@
 """Attention within the samples of a pack. Both models attend through this file.
 
 A batch of the dense model is a pack whose samples have equal lengths, so there is one path for both, and on one
-device, dtype and attention implementation both give the same bits for the same samples. On a CPU a sample's bits do
-not depend on what else is in the pack. On CUDA they may: varlen attention splits its work by the whole pack, so there
-a sample alone and the same in a pack agree to rounding.
+device, dtype and attention implementation both give the same bits for the same samples. On a CPU the bits of a
+sample's attention do not depend on what else is in the pack; on CUDA they may, as varlen attention splits its work by
+the whole pack. Matrix products of few rows may round otherwise than those of many. So a sample alone and the same in a
+pack agree to rounding.
 """
 
 import hashlib

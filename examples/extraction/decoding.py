@@ -11,7 +11,6 @@ import hashlib
 import multiprocessing
 import multiprocessing.forkserver
 import os
-import pickle
 import queue
 import re
 import signal
@@ -320,8 +319,9 @@ class DecoderPool:
     def _give(self, worker: _Worker, item: Item, answers: dict[int, Decoded | Failure]) -> None:
         try:
             worker.give(item, self._timeout)
-        except (*DECODE_ERRORS, pickle.PicklingError, AttributeError) as error:
-            # What is in a column may not go to another process: a picture that is not read yet, and damaged.
+        except Exception as error:
+            # What is in a column may not go to another process, for reasons of its own: a picture that is damaged and
+            # not read yet, an object that a row should not hold.
             worker.item, answers[item.index] = None, Failure(error_text(error))
 
     def _attend(self, index: int, answers: dict[int, Decoded | Failure]) -> None:

@@ -59,8 +59,7 @@ class LlavaViTEmbedder:
         video_backend: see the processor.
         sample_limits: of images and videos.
         workers: processes that read rows while the model computes others; one that takes longer than `decode_timeout`
-            seconds for a row is killed, which loses that row only. With 0 rows are read by the process that calls, as
-            they must be where it may start no others, which is so with `Dataset.map(num_proc=...)`.
+            seconds for a row is killed, which loses that row only. With 0 rows are read by the process that calls.
         image_column, video_column: names of the columns that are read.
         keep_columns: that come back beside the features; None is all that are not read.
 
@@ -129,8 +128,10 @@ class LlavaViTEmbedder:
             pooled vector is NaN.
 
         Raises:
-            ValueError: if there is neither of the two columns, or columns have the names of features.
-            RuntimeError: if a pack does not fit in memory.
+            TypeError: for a row in place of a batch.
+            ValueError: if there is neither of the two columns, their lengths differ, or columns have the names of
+                features.
+            RuntimeError: if a pack does not fit in memory, or no reading process starts.
         """
         columns = {kind: batch[name] for kind, name in self._columns.items() if name in batch}
         if not columns:
@@ -139,7 +140,7 @@ class LlavaViTEmbedder:
                 f"{' or '.join(self._columns.values())}. Name yours by image_column or video_column."
             )
         kept = self._kept(batch)
-        rows = len(next(iter(columns.values())))
+        rows = self._count_rows(columns)
         found = {"kind": [""] * rows, "grid": np.zeros((rows, 3), np.int64), "error": [""] * rows}
         found |= {column_of(layer): self._empty(layer, rows) for layer in self._layers}
         # Closed at once, as an error's traceback may live on and with it what was being read.
@@ -163,6 +164,18 @@ class LlavaViTEmbedder:
         # A repo at the commit that was loaded, whatever its branch is then.
         pinned = {"packing_model_path": self._located.name, "revision": self._located.commit}
         return _load_again, ({**self._settings, **pinned}, self.identity)
+
+    def _count_rows(self, columns: dict[str, Sequence]) -> int:
+        for kind, column in columns.items():
+            if isinstance(column, str | bytes | Mapping) or not hasattr(column, "__len__"):
+                raise TypeError(
+                    f"column {self._columns[kind]!r} is a {type(column).__name__}; expected a value for each row of a "
+                    "batch: a list, or Dataset.map(embedder, batched=True)."
+                )
+        lengths = {self._columns[kind]: len(column) for kind, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"columns of a batch have one length; found {lengths}.")
+        return next(iter(lengths.values()))
 
     def _kept(self, batch: Mapping[str, Sequence]) -> dict[str, Sequence]:
         others = [name for name in batch if name not in self._columns.values()]

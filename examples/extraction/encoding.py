@@ -26,6 +26,8 @@ def check_layer_names(layers: Sequence[int | str]) -> None:
     Raises:
         ValueError: for none, for text that is not `"pooler"`, and for a layer that is named twice.
     """
+    if isinstance(layers, str | int):
+        raise ValueError(f"layers={layers!r}: expected a sequence, such as (-2,) or (-2, 'pooler').")
     text = ",".join(map(str, layers))
     if not layers or not all(isinstance(layer, int) or layer == "pooler" for layer in layers):
         raise ValueError(f"--layers {text}: expected integers and pooler, separated by commas.")

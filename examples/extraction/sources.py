@@ -86,7 +86,7 @@ def list_inputs(items: list[Item], request: BulkRequest) -> ListedInputs:
     """The items in the order of the run in the output folder, if there is one that they continue.
 
     Raises:
-        ValueError: if some are new to the run, and the request does not say `resume`.
+        ValueError: if the run has others, or some are new to it and the request does not say `resume`.
     """
     folder = request.output_dir
     path = folder / INPUTS_FILE
@@ -96,9 +96,20 @@ def list_inputs(items: list[Item], request: BulkRequest) -> ListedInputs:
     parts: list[list[Item]] = []
     for line in _read_listed(path, request.file_limits):
         item = left.pop(line["id"], None)
-        if item is None or (item.kind, item.num_frames) != (line["kind"], line["num_frames"]):
-            # Another run, which is said by what differs.
-            return ListedInputs([items], request.shard_size)
+        reasons = (
+            ["is not among these"]
+            if item is None
+            else [
+                f"has {name}={line[name]} there and {getattr(item, name)} here"
+                for name in ("kind", "num_frames")
+                if line[name] != getattr(item, name)
+            ]
+        )
+        if reasons:
+            raise ValueError(
+                f"--output_dir {folder} holds a run that differs in inputs: {line['id']} {', '.join(reasons)}. Give "
+                "another folder, the same inputs to continue, or --overwrite to start again."
+            )
         while len(parts) <= line["part"]:
             parts.append([])
         parts[line["part"]].append(item)
@@ -207,8 +218,14 @@ def open_dataset(request: BulkRequest) -> StreamedInputs:
             f"{option}: its columns are {', '.join(stream.features)}; expected {' or '.join(names.values())}. Name "
             "yours by --image_column or --video_column."
         )
-    if request.id_column is not None and request.id_column not in stream.features:
-        raise ValueError(f"{option}: --id_column {request.id_column}: its columns are {', '.join(stream.features)}.")
+    asked = {"id_column": request.id_column} | {
+        f"{kind}_column": column for kind, column in names.items() if column != kind
+    }
+    for name_of_option, column in asked.items():
+        if column is not None and column not in stream.features:
+            raise ValueError(f"{option}: --{name_of_option} {column}: its columns are {', '.join(stream.features)}.")
+    # What is in the others is not read, nor decoded.
+    stream = stream.select_columns([column for column in (*columns.values(), request.id_column) if column is not None])
     for column in columns.values():
         # Others are bytes, paths or lists, as they are.
         kind = type(stream.features[column])

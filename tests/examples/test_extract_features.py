@@ -223,7 +223,7 @@ def test_strict_stops_at_the_first_bad_file(models, four_files, tmp_path, capsys
     assert extract(*arguments, "--strict", "--output_dir", tmp_path / "f") == 2
     assert "bad.jpg" in capsys.readouterr().err
     assert extract(*arguments, "--output_dir", tmp_path / "g") == 0
-    assert "1 failures" in capsys.readouterr().out
+    assert "1 failure\n" in capsys.readouterr().out
 
 
 def test_no_sample_at_all_is_a_failed_run(models, tmp_path):

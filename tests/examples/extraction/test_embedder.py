@@ -237,6 +237,8 @@ def test_dtypes_of_features(settings, four_files):
         ({"packing_model_path": "nowhere"}, "--packing_model_path nowhere: no such folder"),
         ({"layers": (9,)}, "--layers 9: the model has 4 hidden states"),
         ({"layers": ()}, "expected integers and pooler"),
+        ({"layers": "pooler"}, "layers='pooler': expected a sequence"),
+        ({"layers": -2}, "layers=-2: expected a sequence"),
         ({"form": "mean"}, "--form must be one of tokens, frames"),
         ({"dtype": "int8"}, "--dtype must be one of"),
         ({"save_dtype": "bfloat16"}, "--save_dtype must be one of float32, float16"),
@@ -254,6 +256,11 @@ def test_wrong_settings_are_refused_by_name(settings, changed, message):
 def test_wrong_columns_are_refused_by_name(embedder, settings, models):
     with pytest.raises(ValueError, match="the columns id, img; expected image or video"):
         embedder({"id": [1], "img": [BROKEN]})
+    for row in ("picture.jpg", BROKEN, {"bytes": BROKEN, "path": None}, PIL.Image.new("RGB", (8, 8))):
+        with pytest.raises(TypeError, match="column 'image' is a .*; expected a value for each row"):
+            embedder({"image": row})
+    with pytest.raises(ValueError, match="found {'image': 1, 'video': 2}"):
+        embedder({"image": [BROKEN], "video": [None, BROKEN]})
     with pytest.raises(ValueError, match="named as features are: error, grid"):
         embedder({"image": [BROKEN], "grid": [1], "error": [2]})
     named = LlavaViTEmbedder(**settings, image_column="img", keep_columns=("id",))

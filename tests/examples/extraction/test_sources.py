@@ -108,7 +108,7 @@ def test_a_dataset_is_streamed(stored, settings, expected, tmp_path, capsys):
     assert contents(tmp_path / "f") == before
     assert (tmp_path / "f" / "shards" / "00002.jsonl").stat().st_mtime_ns == kept
     assert extract(*arguments, "--output_dir", tmp_path / "f", "--image_column", "picture") == 2
-    assert "differs in inputs" in capsys.readouterr().err
+    assert "--image_column picture: its columns are" in capsys.readouterr().err
 
 
 @pytest.mark.long
@@ -251,9 +251,11 @@ def test_a_folder_that_grew_is_resumed(settings, tmp_path, capsys):
     ids = [record["id"] for record in read_lines(tmp_path / "f" / "index.jsonl")]
     assert ids == [f"{name:02d}.png" for name in (*range(1, 21, 2), *range(0, 20, 2), 20, 21)]
     capsys.readouterr()
+    assert extract(*arguments, "--resume", "--num_frames", "4") == 2
+    assert "01.png has num_frames=8 there and 4 here." in capsys.readouterr().err
     (folder / "05.png").unlink()
     assert extract(*arguments, "--resume") == 2
-    assert "differs in inputs" in capsys.readouterr().err
+    assert "differs in inputs: 05.png is not among these" in capsys.readouterr().err
 
 
 def test_a_run_that_was_killed_while_it_grew_is_resumed(settings, tmp_path):
