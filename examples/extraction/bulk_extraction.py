@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from examples.extraction.decoding import Decoded, DecodeOptions, DecoderPool, Failure, start_server
-from examples.extraction.encoding import PACKS_PER_WINDOW, Encoder, default_pack_tokens, load_packing_model, unusable
+from examples.extraction.encoding import Encoder, default_pack_tokens, load_packing_model, unusable
 from examples.extraction.feature_sets import METADATA_FILE
 from examples.extraction.files import exclusive, read_json, write_json
 from examples.extraction.inputs import Item, collect_inputs
@@ -224,9 +224,7 @@ def encoder_and_pool(
         video_backend=request.video_backend,
         selection=request.selection,
     )
-    # A window's worth, as the model begins one only when all of it is there.
-    ahead = PACKS_PER_WINDOW * request.pack_tokens
-    return encoder, DecoderPool(decoding, request.workers, request.decode_timeout, ahead)
+    return encoder, DecoderPool(decoding, request.workers, request.decode_timeout, encoder.window_tokens)
 
 
 def _open_source(request: BulkRequest) -> Callable[[], Source]:

@@ -17,7 +17,6 @@ import torch
 from examples.extraction.column_values import only_value
 from examples.extraction.decoding import Decoded, DecodeOptions, DecoderPool, Failure, attempt, error_text
 from examples.extraction.encoding import (
-    PACKS_PER_WINDOW,
     Encoder,
     check_layer_names,
     default_pack_tokens,
@@ -105,8 +104,9 @@ class LlavaViTEmbedder:
         self._located = locate_model("packing_model_path", str(packing_model_path), revision)
         self._model, self._processor = load_packing_model(self._located, layers, dtype, attn_implementation, device)
         self._layers, self._form, self._dtype, self._save_dtype = layers, form, dtype, save_dtype
-        self._pack_tokens = pack_tokens or default_pack_tokens(device)
-        self._encoder = Encoder(self._model, list(layers), self._pack_tokens, getattr(torch, save_dtype))
+        self._encoder = Encoder(
+            self._model, list(layers), pack_tokens or default_pack_tokens(device), getattr(torch, save_dtype)
+        )
         limits = sample_limits or SampleLimits()
         limits.apply_to_pillow()
         self._options = DecodeOptions(self._located.name, self._located.commit, limits, video_backend, hashes=False)
@@ -217,8 +217,7 @@ class LlavaViTEmbedder:
             yield from ((item, attempt(self._processor, item, self._options)) for item in items)
             return
         if self._pool is None:
-            ahead = PACKS_PER_WINDOW * self._pack_tokens
-            self._pool = DecoderPool(self._options, self._workers, self._timeout, ahead)
+            self._pool = DecoderPool(self._options, self._workers, self._timeout, self._encoder.window_tokens)
             weakref.finalize(self, self._pool.close)
         try:
             yield from self._pool.results(items)

@@ -89,6 +89,9 @@ class Encoder:
         pack_tokens: most tokens that share a forward pass; a longer sample has one of its own.
         save_dtype: of the features that come out.
         times: in which the seconds of the model are noted.
+
+    Attributes:
+        window_tokens: tokens of the samples that wait for each other; so many are worth having ready.
     """
 
     def __init__(
@@ -101,6 +104,7 @@ class Encoder:
     ):
         self._model, self._layers, self._times = model, layers, times or StageTimes(readers=0)
         self._pack_tokens, self._save_dtype = pack_tokens, save_dtype
+        self.window_tokens = PACKS_PER_WINDOW * pack_tokens
 
     def encode(self, samples: Iterable[tuple[Key, Decoded]]) -> Iterator[tuple[Key, Decoded, dict[str, torch.Tensor]]]:
         """Features of every sample by layer, on the CPU: `(t, h, w, C)`, or `(K, C)` of chosen patches, and
@@ -117,7 +121,7 @@ class Encoder:
         for sample in samples:
             window.append(sample)
             tokens += len(sample[1].pixel_values)
-            if tokens >= PACKS_PER_WINDOW * self._pack_tokens:
+            if tokens >= self.window_tokens:
                 yield from self._encode_window(window)
                 window, tokens = [], 0
         yield from self._encode_window(window)

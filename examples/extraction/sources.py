@@ -96,19 +96,10 @@ def list_inputs(items: list[Item], request: BulkRequest) -> ListedInputs:
     parts: list[list[Item]] = []
     for line in _read_listed(path, request.file_limits):
         item = left.pop(line["id"], None)
-        reasons = (
-            ["is not among these"]
-            if item is None
-            else [
-                f"has {name}={line[name]} there and {getattr(item, name)} here"
-                for name in ("kind", "num_frames")
-                if line[name] != getattr(item, name)
-            ]
-        )
-        if reasons:
+        if difference := _difference(line, item):
             raise ValueError(
-                f"--output_dir {folder} holds a run that differs in inputs: {line['id']} {', '.join(reasons)}. Give "
-                "another folder, the same inputs to continue, or --overwrite to start again."
+                f"--output_dir {folder} holds a run that differs in inputs: {line['id']} {difference}. Give another "
+                "folder, the same inputs to continue, or --overwrite to start again."
             )
         while len(parts) <= line["part"]:
             parts.append([])
@@ -121,6 +112,14 @@ def list_inputs(items: list[Item], request: BulkRequest) -> ListedInputs:
             )
         parts.append(list(left.values()))
     return ListedInputs(parts, request.shard_size, request.resume)
+
+
+def _difference(line: dict, item: Item | None) -> str:
+    """What sets an input of the run apart from that of the same id here; empty if nothing does."""
+    if item is None:
+        return "is not among these"
+    changed = [name for name in ("kind", "num_frames") if line[name] != getattr(item, name)]
+    return ", ".join(f"has {name}={line[name]} there and {getattr(item, name)} here" for name in changed)
 
 
 def _read_listed(path: Path, limits: FileLimits) -> Iterator[dict]:
